@@ -1,0 +1,109 @@
+"""Exact powers of two: the exponent of a matrix, and scaling by it."""
+
+from functools import reduce
+from typing import Any, NamedTuple
+
+import array_api_compat as compat
+
+from orthlin._backend.arrays import Array, bits, device, is_complex, working
+
+_MATRIX: dict[str, Any] = {"axis": (-2, -1), "keepdims": True}
+NOT_FINITE = 1 << 20  # larger than every exponent
+
+
+class _Float(NamedTuple):
+    """Layout of an IEEE 754 number: its integer type, fraction bits, exponent bias."""
+
+    integer: Any
+    fraction: int
+    bias: int
+
+
+def _layout(xp: Any, x: Array) -> _Float:
+    return _Float(xp.int64, 52, 1023) if bits(xp, x) == 64 else _Float(xp.int32, 23, 127)
+
+
+def exponent_bound(xp: Any, x: Array) -> int:
+    """Largest e such that both 2^e and 2^-e are normal numbers of the dtype of `x`."""
+    return _layout(xp, x).bias - 1
+
+
+def max_exponent(xp: Any, x: Array) -> Array:
+    """Integer e, shape (..., 1, 1), with 2^(e-1) <= max |x_ij| < 2^e, over real and imaginary parts.
+
+    e = 0 for a zero or an empty matrix; e = 2^20 where x is not finite.
+    """
+    if 0 in x.shape:
+        return xp.zeros((*x.shape[:-2], 1, 1), dtype=xp.int32, device=device(x))
+    x = working(xp, x)
+    parts = (xp.real(x), xp.imag(x)) if is_complex(xp, x) else (x,)
+    if compat.is_jax_array(x):
+        return _jax_max_exponent(xp, parts)
+    top = reduce(xp.maximum, [end for p in parts for end in (xp.max(p, **_MATRIX), -xp.min(p, **_MATRIX))])
+    return xp.where(xp.isfinite(top), _exponent(xp, top), NOT_FINITE)
+
+
+def _exponent(xp: Any, top: Array) -> Array:
+    if hasattr(xp, "frexp"):
+        return xp.astype(xp.frexp(top)[1], xp.int32)
+    # Standard only: a logarithm that may be off by one next to a power of two, put right by comparison.
+    ones = xp.ones_like(top)
+    safe = xp.where(xp.isfinite(top) & (top > 0), top, ones)
+    e = xp.clip(xp.floor(xp.log2(safe)), max=_layout(xp, top).bias)
+    power = 2.0**e
+    e = e + xp.where(safe - power >= power, ones, 0 * ones) - xp.where(safe < power, ones, 0 * ones)
+    return xp.astype(xp.where(top > 0, e + 1, 0 * ones), xp.int32)
+
+
+def ldexp(xp: Any, x: Array, e: Array) -> Array:
+    """X * 2^e, exact up to underflow; integers |e| <= `exponent_bound`, x not of half precision."""
+    if compat.is_jax_array(x):
+        return _jax_ldexp(xp, x, e)
+    kind = _layout(xp, x)
+    real = xp.float32 if kind.integer == xp.int32 else xp.float64
+    if compat.is_torch_array(x):
+        # pow is not exact on every device: write the exponent field of the number itself
+        factor = (xp.astype(e, kind.integer) + kind.bias << kind.fraction).view(real)
+    elif hasattr(xp, "ldexp"):
+        factor = xp.ldexp(xp.ones_like(e, dtype=real), e)
+    else:
+        factor = 2.0 ** xp.astype(e, real)
+    return x * xp.astype(factor, x.dtype)
+
+
+def _jax_max_exponent(xp: Any, parts: tuple[Array, ...]) -> Array:
+    """The same in integers: XLA flushes subnormal numbers to zero in everything else."""
+    from jax.lax import bitcast_convert_type
+
+    kind = _layout(xp, parts[0])
+    bits = [_magnitude(bitcast_convert_type(p, kind.integer)) for p in parts]
+    # the order of |x| is the order of its bits
+    top = reduce(xp.maximum, [xp.max(b, axis=(-2, -1), keepdims=True) for b in bits])
+    field = top >> kind.fraction
+    subnormal = xp.frexp(xp.astype(top, parts[0].dtype))[1] + 1 - kind.bias - kind.fraction
+    e = xp.where(field > 0, field + 1 - kind.bias, xp.where(top > 0, subnormal, 0))
+    return xp.astype(xp.where(field > 2 * kind.bias, NOT_FINITE, e), xp.int32)
+
+
+def _magnitude(bits: Array) -> Array:
+    """Clear the sign bit of the floating-point numbers whose bits are given as signed integers."""
+    return bits & ((1 << 8 * bits.dtype.itemsize - 1) - 1)
+
+
+def _jax_ldexp(xp: Any, x: Array, e: Array) -> Array:
+    from jax.lax import bitcast_convert_type, complex
+
+    if is_complex(xp, x):
+        return complex(_jax_ldexp(xp, xp.real(x), e), _jax_ldexp(xp, xp.imag(x), e))
+    kind = _layout(xp, x)
+    bits = _magnitude(bitcast_convert_type(x, kind.integer))
+    fraction = bits & ((1 << kind.fraction) - 1)
+    subnormal = bits == fraction
+
+    def power(k: Array) -> Array:
+        exact = bitcast_convert_type(xp.astype(k + kind.bias, kind.integer) << kind.fraction, x.dtype)
+        return xp.where(k > -kind.bias, exact, 0.0)
+
+    # a subnormal x is fraction * 2^(1 - bias - fraction bits), with the sign bit of x
+    exact = xp.copysign(xp.astype(fraction, x.dtype) * power(e + 1 - kind.bias - kind.fraction), x)
+    return xp.where(subnormal, exact, x * power(e))
