@@ -1,0 +1,106 @@
+"""The input contract: public functions validate once, here; private ones assume validity."""
+
+import math
+import numbers
+import operator
+from collections.abc import Collection
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from orthlin import _backend as be
+from orthlin.errors import ArrayTypeError, DeviceError, DTypeError, OptionError, RankError, ShapeError
+
+_BITS = (16, 32, 64)  # of a real number, or of each part of a complex one
+
+
+def _describe(x: Any) -> str:
+    return f"{type(x).__module__}.{type(x).__qualname__}"
+
+
+def array(x: Any, name: str) -> Any:
+    """Namespace of `x`; ArrayTypeError or DTypeError unless it is an array of floating-point numbers."""
+    if isinstance(x, np.ma.MaskedArray | np.matrix) or not be.is_dense(x):
+        got = f"{_describe(x)} {getattr(x, 'layout', '')}".rstrip()
+        raise ArrayTypeError(
+            f"{name}: expected a plain dense array, got {got}; "
+            "convert it first, for example with filled(), numpy.asarray or to_dense()"
+        )
+    try:
+        xp = be.namespace(x)
+    except TypeError:
+        raise ArrayTypeError(
+            f"{name}: expected an array of NumPy, torch, CuPy, JAX or another array API library, got {_describe(x)}; "
+            f"convert it first, for example with {'toarray()' if hasattr(x, 'toarray') else 'numpy.asarray'}"
+        ) from None
+    kind = be.kind(xp, x.dtype)
+    if kind is None or kind.bits not in _BITS[kind.is_complex :]:
+        raise DTypeError(
+            f"{name}: expected float32, float64, complex64, complex128, or float16 and bfloat16 where the array "
+            f"library has them, got {x.dtype}; convert it first, for example to float32"
+        )
+    return xp
+
+
+def matrix(x: Any, name: str, *, square: bool = False) -> Any:
+    """Namespace of a stack of matrices `x` of shape (..., m, n)."""
+    xp = array(x, name)
+    if x.ndim < 2:
+        raise ShapeError(f"{name}: expected shape (..., m, n), got {tuple(x.shape)}; reshape it to a matrix")
+    if square and x.shape[-2] != x.shape[-1]:
+        raise ShapeError(f"{name}: expected square matrices of shape (..., n, n), got {tuple(x.shape)}")
+    return xp
+
+
+def companion(xp: Any, x: Any, name: str, other: Any, other_name: str) -> None:
+    """Check that `x` can be multiplied with `other`: same library, same device, not complex with real."""
+    if matrix(x, name) is not xp:
+        raise ArrayTypeError(
+            f"{name}: expected an array of the library of {other_name} ({_describe(other)}), got {_describe(x)}; "
+            "convert one of them"
+        )
+    if be.device(x) != be.device(other):
+        raise DeviceError(f"{name}: lives on {be.device(x)}, {other_name} on {be.device(other)}; move one of them")
+    if be.is_complex(xp, x) and not be.is_complex(xp, other):
+        raise DTypeError(f"{name}: is {x.dtype} where {other_name} is {other.dtype}; make both real or both complex")
+
+
+def count(value: Any, name: str, *, low: int = 0, high: int | None = None) -> int:
+    """`value` as an int in [low, high]."""
+    try:
+        if isinstance(value, bool | np.bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise RankError(f"{name}: expected an integer, got {value!r}") from None
+    if number < low or (high is not None and number > high):
+        limit = f"between {low} and {high}" if high is not None else f"at least {low}"
+        raise RankError(f"{name}: expected an integer {limit}, got {number}")
+    return number
+
+
+def rank(value: Any, name: str, shape: tuple[int, ...]) -> int:
+    """`value` as a rank of matrices of shape (..., m, n)."""
+    limit = min(shape[-2:])
+    try:
+        return count(value, name, high=limit)
+    except RankError as error:
+        raise RankError(f"{error}; min(m, n) = {limit} for shape {tuple(shape)}") from None
+
+
+def option(value: Any, name: str, accepted: Collection[str]) -> None:
+    """Check that `value` is one of the accepted words."""
+    if not isinstance(value, str) or value not in accepted:
+        raise OptionError(f"{name}: expected one of {', '.join(map(repr, accepted))}, got {value!r}")
+
+
+def positive(value: Any, name: str, below: float = math.inf) -> float:
+    """`value` as a float in (0, below)."""
+    number = math.nan
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            number = float(value)
+    if not 0 < number < below:
+        raise OptionError(f"{name}: expected a number between 0 and {below}, got {value!r}")
+    return number

@@ -1,0 +1,46 @@
+"""Range-safe norms and exact scaling by powers of two."""
+
+from typing import Any
+
+from orthlin import _backend as be
+from orthlin.errors import NonFiniteError
+
+Array = Any
+_LONG = 4096
+
+
+def unit_scale(xp: Any, x: Array, name: str, *, keep: int = 0) -> tuple[Array, Array]:
+    """X = A 2^-e with the largest entry of X in [1/2, 1), and the integers e of shape (..., 1, 1).
+
+    The scaling is exact, so every result computed from X is invariant under powers of two bit for bit.
+    e is kept where both 2^e and 2^-e are normal numbers: at both ends of the range X may leave [1/2, 1)
+    by the few binary orders that are left.  A matrix with NaN or infinity is a NonFiniteError on the
+    host; elsewhere its X is all NaN.  Host matrices with all |e| <= `keep` are returned as they are, e = 0.
+    """
+    e = be.max_exponent(xp, x)
+    limit = be.exponent_bound(xp, x)
+    if not be.is_host(x):
+        scaled = be.ldexp(xp, x, -xp.clip(e, -limit, limit))
+        return xp.where(e == be.NOT_FINITE, xp.nan, scaled), xp.clip(e, -limit, limit)
+    low, high = (int(xp.min(e)), int(xp.max(e))) if 0 not in e.shape else (0, 0)
+    if high == be.NOT_FINITE:
+        raise NonFiniteError(f"{name}: holds NaN or infinity; remove or replace them first")
+    if max(-low, high) <= keep:
+        return x, xp.zeros_like(e)
+    if max(-low, high) > limit:
+        e = xp.clip(e, -limit, limit)
+    return be.ldexp(xp, x, -e), e
+
+
+def frobenius(xp: Any, x: Array) -> Array:
+    """Frobenius norm, shape (..., 1, 1), of matrices whose entries are in a safe range.
+
+    The norm of the norms along the short side.  A long sum in float32 loses digits on some libraries (torch
+    18 eps in 10^6 terms), so a long side is summed in double precision where there is one.
+    """
+    short, long = (-2, -1) if x.shape[-2] < x.shape[-1] else (-1, -2)
+    norms = xp.linalg.vector_norm(x, axis=short, keepdims=True)
+    wide = be.wide_dtype(xp, norms) if x.shape[long] > _LONG else None
+    if wide is None:
+        return xp.linalg.vector_norm(norms, axis=long, keepdims=True)
+    return xp.astype(xp.linalg.vector_norm(xp.astype(norms, wide), axis=long, keepdims=True), norms.dtype)
