@@ -1,0 +1,172 @@
+"""Test matrices for the range finder, drawn from an explicit source of random numbers.
+
+Every function takes ``like``, an array whose library, device and dtype the result has, and ``rng``:
+
+=============================  ==================================================================
+``rng``                        where the numbers come from
+=============================  ==================================================================
+None                           fresh, on the device of ``like``; not reproducible
+int, ``SeedSequence``          a generator of the array library, made from the seed, on that device
+``numpy.random.Generator``     drawn on the host in float64: the same matrix on every library
+``torch.Generator``,           used as it is, with arrays of its own library
+``cupy.random.Generator``,
+JAX key
+=============================  ==================================================================
+
+No global random state is read or written.  Arrays of a library without random numbers take the host's.
+"""
+
+import math
+from typing import Any
+
+from orthlin import _backend as be
+from orthlin import _checks as check
+
+Array = Any
+KINDS = ("gaussian", "sparse_sign", "columns")
+
+__all__ = ["columns", "gaussian", "sparse_sign"]
+
+
+def gaussian(n: int, width: int, /, *, like: Array, rng: Any = None) -> Array:
+    """Matrix of independent standard normal numbers.
+
+    Parameters
+    ----------
+    n, width : int
+        Shape of the matrix.
+    like : array
+        Floating-point array whose library, device and dtype the result has.
+    rng : None, int, SeedSequence, Generator or key
+        Source of random numbers, see the table of this module.
+
+    Returns
+    -------
+    array, shape (n, width)
+        Real or, for complex `like`, complex normal numbers of mean zero and variance one.
+
+    Raises
+    ------
+    RankError
+        If `n` or `width` is not an integer of at least zero.
+    RngError, DeviceError
+        If `rng` is not a source for arrays like `like`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from orthlin import sketch
+    >>> sketch.gaussian(1000, 3, like=np.ones(1, dtype=np.float32), rng=0).shape
+    (1000, 3)
+    """
+    xp, shape = _arguments(n, width, like)
+    source = be.random_source(rng, like)
+    omega = source.normal(shape)
+    if be.is_complex(xp, like):
+        omega = (omega + 1j * source.normal(shape)) * math.sqrt(0.5)
+    return be.transfer(xp, omega, like)
+
+
+def sparse_sign(n: int, width: int, /, *, like: Array, rng: Any = None, nonzeros: int = 8) -> Array:
+    """Matrix with a fixed number of nonzeros in each row, random signs at random places.
+
+    The nonzeros are +-1/sqrt(nonzeros), so the expected square of a column's norm is n/width.  The matrix
+    is returned dense: on the dense matrices that orthlin is for, a dense product is faster than a scatter.
+
+    Parameters
+    ----------
+    n, width : int
+        Shape of the matrix.
+    like : array
+        Floating-point array whose library, device and dtype the result has.
+    rng : None, int, SeedSequence, Generator or key
+        Source of random numbers, see the table of this module.
+    nonzeros : int
+        Nonzeros in each row; at most `width` of them are taken.
+
+    Returns
+    -------
+    array, shape (n, width)
+        The test matrix.
+
+    Raises
+    ------
+    RankError
+        If `n`, `width` or `nonzeros` is not an admissible integer.
+    RngError, DeviceError
+        If `rng` is not a source for arrays like `like`.
+
+    References
+    ----------
+    Martinsson and Tropp, Randomized numerical linear algebra, Acta Numerica 29 (2020), section 9.2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from orthlin import sketch
+    >>> omega = sketch.sparse_sign(100, 20, like=np.ones(1), rng=0, nonzeros=4)
+    >>> int(np.count_nonzero(omega)), np.unique(np.abs(omega)).tolist()
+    (400, [0.0, 0.5])
+    """
+    xp, shape = _arguments(n, width, like)
+    nonzeros = min(check.count(nonzeros, "nonzeros", low=1), shape[1])
+    source = be.random_source(rng, like)
+    sxp = source.xp
+    place = sxp.argsort(sxp.argsort(source.uniform(shape), axis=-1), axis=-1)  # a random permutation a row
+    coin = source.uniform(shape)
+    value = 0 * coin + 1 / math.sqrt(max(nonzeros, 1))  # in the dtype of the draw, which a bare number may not take
+    value = sxp.where(coin < 0.5, value, -value)
+    return be.transfer(xp, sxp.where(place < nonzeros, value, 0 * value), like)
+
+
+def columns(n: int, width: int, /, *, like: Array, rng: Any = None) -> Array:
+    """Indices of distinct columns, uniformly out of all of them.
+
+    Parameters
+    ----------
+    n : int
+        How many columns there are to choose from.
+    width : int
+        How many to choose, at most `n`.
+    like : array
+        Floating-point array whose library and device the result has.
+    rng : None, int, SeedSequence, Generator or key
+        Source of random numbers, see the table of this module.
+
+    Returns
+    -------
+    array of integers, shape (width,)
+        The indices, in random order.
+
+    Raises
+    ------
+    RankError
+        If `n` or `width` is not an admissible integer.
+    RngError, DeviceError
+        If `rng` is not a source for arrays like `like`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from orthlin import sketch
+    >>> sorted(sketch.columns(4, 4, like=np.ones(1), rng=0).tolist())
+    [0, 1, 2, 3]
+    """
+    xp, _ = _arguments(n, width, like)
+    check.count(width, "width", high=n)
+    source = be.random_source(rng, like)
+    chosen = source.xp.argsort(source.uniform((n,)))[:width]
+    return be.transfer(xp, chosen, like)
+
+
+def _arguments(n: int, width: int, like: Array) -> tuple[Any, tuple[int, int]]:
+    return check.array(like, "like"), (check.count(n, "n"), check.count(width, "width"))
+
+
+def product(xp: Any, x: Array, width: int, kind: str, rng: Any) -> Array:
+    """X Omega for a test matrix of `width` columns; one draw serves every matrix of a stack."""
+    n = x.shape[-1]
+    if kind == "columns":
+        return xp.take(x, columns(n, width, like=x, rng=rng), axis=-1)
+    draw = gaussian if kind == "gaussian" else sparse_sign
+    return x @ draw(n, width, like=x, rng=rng)
