@@ -1,0 +1,162 @@
+"""Thin QR factorization: Householder, CholeskyQR2 and shifted CholeskyQR3."""
+
+from typing import Any, NamedTuple
+
+from orthlin import _backend as be
+from orthlin import _checks as check
+from orthlin._scaling import frobenius, unit_scale
+from orthlin.errors import ShapeError
+
+Array = Any
+# A product with the inverse of a factor loses up to eps/2 times its condition number, the promise is 32 eps sqrt(r).
+MILD = 64.0
+_SMALL = 4096  # entries below which the overhead of the Cholesky way exceeds what it saves
+_LAST_PASS = 2.0  # excess of ||R||_F ||R^-1||_F over n, its least value: no condition number above 3
+METHODS = ("auto", "householder", "cholesky2", "shifted_cholesky3")
+
+__all__ = ["QRResult", "qr"]
+
+
+class QRResult(NamedTuple):
+    """Factors of A = Q R.
+
+    Attributes
+    ----------
+    Q : array, shape (..., m, k)
+        Orthonormal columns, k = min(m, n).
+    R : array, shape (..., k, n)
+        Upper triangular (trapezoidal if m < n).
+    """
+
+    Q: Array
+    R: Array
+
+
+def qr(A: Array, /, *, method: str = "auto") -> QRResult:
+    """Thin QR factorization A = Q R.
+
+    Parameters
+    ----------
+    A : array, shape (..., m, n)
+        Real or complex matrices, any number of leading dimensions.  Half precision is factorized in
+        float32 and returned in the input dtype.
+    method : {"auto", "householder", "cholesky2", "shifted_cholesky3"}
+        "householder" is the array library's own factorization; it is backward stable for every matrix.
+        "cholesky2" (m >= n) makes Q = A R^-1 from the Cholesky factor of A^H A, twice; it is made of
+        products, which is what makes it fast for tall matrices and for stacks, and needs a condition number
+        below about eps^-1/2.  "shifted_cholesky3" (m >= n) adds a first pass with a shift and reaches
+        condition numbers near 1/eps; a rank-deficient matrix still breaks it.  Both fill Q with NaN, and
+        never raise, where they break down.  "auto" takes the Cholesky way for tall host matrices, in float64
+        for single precision, where the measured condition number proves it accurate, and Householder for the
+        rest and on devices.
+
+    Returns
+    -------
+    QRResult
+        Named tuple (Q, R) with shapes (..., m, k) and (..., k, n), k = min(m, n), dtype and device of `A`.
+        Signs of the diagonal of R differ between methods and libraries.
+
+    Raises
+    ------
+    ArrayTypeError, DTypeError, ShapeError, OptionError
+        If `A` or `method` is not as described.
+    NonFiniteError
+        If a host array holds NaN or infinity.  On devices the result is all NaN.
+
+    Notes
+    -----
+    Cost for m >= n: Householder 4 m n^2 - 4/3 n^3 flops, CholeskyQR2 4 m n^2, shifted CholeskyQR3 6 m n^2.
+
+    References
+    ----------
+    Yamamoto, Nakatsukasa, Yanagisawa and Fukaya, Roundoff error analysis of the CholeskyQR2 algorithm,
+    ETNA 44 (2015).  Fukaya, Kannan, Nakatsukasa, Yamamoto and Yanagisawa, Shifted Cholesky QR for computing
+    the QR factorization of ill-conditioned matrices, SIAM J. Sci. Comput. 42 (2020).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import orthlin
+    >>> A = np.random.default_rng(0).standard_normal((50, 3))
+    >>> Q, R = orthlin.qr(A)
+    >>> bool(np.allclose(Q @ R, A)), bool(np.allclose(Q.T @ Q, np.eye(3)))
+    (True, True)
+    """
+    xp = check.matrix(A, "A")
+    check.option(method, "method", METHODS)
+    if method.endswith(("2", "3")) and A.shape[-2] < A.shape[-1]:
+        raise ShapeError(f"A: method {method!r} needs m >= n, got shape {tuple(A.shape)}; use 'householder'")
+    X, e = unit_scale(xp, be.working(xp, A), "A")
+    if method == "cholesky2":
+        Q, R = _cholesky_qr(xp, X, passes=2)
+    elif method == "shifted_cholesky3":
+        Q, R = _cholesky_qr(xp, X, passes=3, shifted=True)
+    else:
+        Q, R = thin_qr(xp, X) if method == "auto" else xp.linalg.qr(X, mode="reduced")
+    return QRResult(xp.astype(Q, A.dtype), xp.astype(be.ldexp(xp, R, e), A.dtype))
+
+
+def thin_qr(xp: Any, X: Array) -> tuple[Array, Array]:
+    """QR of matrices in a safe range: Cholesky where the condition number proves it accurate, else Householder."""
+    m, n = X.shape[-2:]
+    if not be.is_host(X) or m < 2 * n or m * n < _SMALL:
+        Q, R = xp.linalg.qr(X, mode="reduced")
+        return Q, R
+    wide = be.wide_dtype(xp, X)
+    if wide is not None:
+        Q, R, good = _wide_pass(xp, X, wide)
+    else:
+        Q, R, cond = _cholesky_pass(xp, X)
+        # Yamamoto et al., condition of Theorem 3.1; Frobenius norms in place of 2-norms are on the safe side
+        good = 64 * cond**2 * (m * n + n * (n + 1)) * be.eps(xp, X) / 2 <= 1
+        Q, R2, _ = _cholesky_pass(xp, Q)
+        R = R2 @ R
+    if bool(xp.all(good)):
+        return Q, R
+    stable = xp.linalg.qr(X, mode="reduced")
+    return xp.where(good, Q, stable[0]), xp.where(good, R, stable[1])
+
+
+def _wide_pass(xp: Any, X: Array, wide: Any) -> tuple[Array, Array, Array]:
+    """Q, R and whether they are accurate, by one pass with the Gram matrix and its factor in the wider dtype.
+
+    The Gram matrix loses eps_wide cond^2; the product X R^-1 in single precision loses eps cond, so it is
+    taken in the wider dtype unless cond is mild.
+    """
+    L, inverse, cond = _cholesky(xp, be.gram(xp, xp.astype(be.adjoint(xp, X), wide)))
+    good = cond**2 <= 0.25 * be.eps(xp, X) / be.eps(xp, L)
+    mild = bool(xp.all(cond <= MILD * X.shape[-1] ** 0.5))
+    factor = be.adjoint(xp, inverse)
+    Q = X @ xp.astype(factor, X.dtype) if mild else xp.astype(xp.astype(X, wide) @ factor, X.dtype)
+    return Q, xp.astype(be.adjoint(xp, L), X.dtype), good
+
+
+def _cholesky_qr(xp: Any, X: Array, passes: int, *, shifted: bool = False) -> tuple[Array, Array]:
+    Q, R, cond = _cholesky_pass(xp, X, shifted=shifted)
+    for _ in range(passes - 1):
+        Q, R2, cond = _cholesky_pass(xp, Q)
+        R = R2 @ R
+    # The last pass loses eps cond(Q)^2.  A factor can exist by luck beyond the range, and Q be far from orthonormal.
+    good = cond <= X.shape[-1] + _LAST_PASS
+    return xp.where(good, Q, xp.nan), xp.where(good, R, xp.nan)
+
+
+def _cholesky_pass(xp: Any, X: Array, *, shifted: bool = False) -> tuple[Array, Array, Array]:
+    """Q = X R^-1 and R with R^H R = X^H X + s I, and an upper bound of the condition number.
+
+    The shift s = 11 (m n + n (n+1)) u ||X||^2 is that of Fukaya et al. (2020), equation (4.4).
+    """
+    m, n = X.shape[-2:]
+    S = be.gram(xp, be.adjoint(xp, X))
+    if shifted:
+        size = frobenius(xp, X) ** 2
+        S = S + 11 * (m * n + n * (n + 1)) * be.eps(xp, X) / 2 * size * be.eye_like(xp, X, n)
+    L, inverse, cond = _cholesky(xp, S)
+    return X @ be.adjoint(xp, inverse), be.adjoint(xp, L), cond
+
+
+def _cholesky(xp: Any, S: Array) -> tuple[Array, Array, Array]:
+    """Cholesky factor, its inverse and ||L||_F ||L^-1||_F, which is at least the condition number of L."""
+    L = be.cholesky(xp, S)
+    inverse = be.inv_lower(xp, L)
+    return L, inverse, frobenius(xp, L) * frobenius(xp, inverse)
