@@ -1,0 +1,131 @@
+"""Polynomial schedules applied to matrices: the plain loop and its Gram form."""
+
+from functools import cache
+from typing import Any
+
+from orthlin import _backend as be
+from orthlin._minimax import image_of_all
+from orthlin._scaling import frobenius
+from orthlin.errors import ScheduleError
+from orthlin.schedules import Schedule
+
+Array = Any
+
+# The Gram form starts afresh once a rounding error of the Gram matrix, which may have made an eigenvalue
+# negative, has grown to this size; up to there p(x)/x changes little around zero.
+GRAM_NOISE = 1e-2
+
+
+def apply(xp: Any, X: Array, schedule: Schedule, form: str, dtype: Any = None, noise: float = GRAM_NOISE) -> Array:
+    """U p(S/s) V^H for unit-scaled X = U S V^H with s the Schatten 4-norm of X, computed in `dtype`.
+
+    s is at least the 2-norm, at most m^(1/4) times it, and free: X X^H is the first product anyway.
+    `form` is "newton_schulz", "gram_newton_schulz" or "auto", as in `orthogonalize`; `noise` is what the
+    Gram form may add to p(x).
+    """
+    if 0 in X.shape:
+        return X if dtype is None else xp.astype(X, dtype)
+    if X.shape[-2] > X.shape[-1]:
+        return be.adjoint(xp, apply(xp, be.adjoint(xp, X), schedule, form, dtype, noise))
+    if dtype is not None and dtype != X.dtype:
+        X = xp.astype(_divide(xp, X, frobenius(xp, X)), dtype)  # a Gram matrix in float16 would overflow
+    _check(xp, X, schedule)
+    S = be.gram(xp, X)
+    norm = be.working(xp, frobenius(xp, S)) * (1 + 4 * be.eps(xp, X))
+    X, S = _divide(xp, X, xp.sqrt(norm)), _divide(xp, S, norm)
+    restarts = _restarts(schedule, be.eps(xp, X) / 2, noise)
+    cheaper = not be.is_half(xp, X) and _gram_flops(X, schedule, restarts) < _plain_flops(X, schedule)
+    if form == "gram_newton_schulz" or (form == "auto" and cheaper):
+        return _gram_form(xp, X, S, schedule, restarts)
+    for i, (c, *higher) in enumerate(schedule.steps):
+        S = be.gram(xp, X) if i else S
+        X = be.add_product(xp, c, X, *_horner(xp, S, higher, hermitian=True), X)
+    return X
+
+
+def apply_square(xp: Any, X: Array, schedule: Schedule) -> Array:
+    """P(X/||X||_F) for square X: each polynomial in X^2 in place of X X^H."""
+    if 0 in X.shape:
+        return X
+    _check(xp, X, schedule)
+    X = _divide(xp, X, frobenius(xp, X) * (1 + 4 * be.eps(xp, X)))
+    for c, *higher in schedule.steps:
+        X = be.add_product(xp, c, X, *_horner(xp, X @ X, higher, hermitian=False), X)
+    return X
+
+
+def _check(xp: Any, X: Array, schedule: Schedule) -> None:
+    error = be.eps(xp, X) / 2 * _cancellation(schedule)
+    if schedule.interval[1] < 1 or schedule.rounding < error:
+        raise ScheduleError(
+            f"schedule: {schedule.name!r} is made for singular values in {schedule.interval} and admits relative "
+            f"rounding errors of {schedule.rounding:.1e}; here they lie in [0, 1] and {X.dtype} makes errors of "
+            f"{error:.1e}; choose another, a larger safety or a wider dtype"
+        )
+
+
+@cache
+def _cancellation(schedule: Schedule) -> float:
+    """How much larger than their sum, at most, are the terms of a step that `_horner` rounds one by one.
+
+    From degree 7 on, c_2 S + c_3 S^2 + ... is rounded before it is multiplied by S and cancels with c_1 S.
+    """
+    worst, top = 1.0, 1.0
+    for step in schedule.steps:
+        _, new = image_of_all((step,), 0.0, top)
+        if len(step) > 3:
+            worst = max(worst, sum(abs(c) * top ** (2 * i + 1) for i, c in enumerate(step) if i > 1) / new)
+        top = new
+    return worst
+
+
+def _divide(xp: Any, X: Array, norm: Array) -> Array:
+    return X / xp.astype(xp.where(norm > 0, norm, xp.ones_like(norm)), X.dtype)
+
+
+def _horner(xp: Any, S: Array, higher: list[float], *, hermitian: bool) -> tuple[float, Array]:
+    """Number a and matrix P with a P = c_1 S + c_2 S^2 + ... for the coefficients of order above one."""
+    alpha, P = higher[-1], S
+    for c in reversed(higher[:-1]):
+        P = be.add_product(xp, c, S, alpha, P, S, hermitian=hermitian and P is S)
+        alpha = 1.0
+    return alpha, P
+
+
+def _gram_form(xp: Any, X: Array, S: Array, schedule: Schedule, restarts: frozenset[int]) -> Array:
+    """The same on the Gram matrix S = X X^H: with p(x) = x h(x^2), Q <- h(S) Q and S <- h(S) S h(S)."""
+    Q = None
+    for i, (c, *higher) in enumerate(schedule.steps):
+        if i in restarts:
+            X, Q = Q @ X, None
+            S = be.gram(xp, X)
+        alpha, P = _horner(xp, S, higher, hermitian=True)
+        Z = P if alpha == 1 else alpha * P
+        Q = Z + c * be.eye_like(xp, X, X.shape[-2]) if Q is None else be.add_product(xp, c, Q, 1.0, Z, Q)
+        if i + 1 < len(schedule) and i + 1 not in restarts:
+            T = be.add_product(xp, c, S, 1.0, Z, S)
+            S = be.add_product(xp, c, T, 1.0, T, Z)
+    return Q @ X
+
+
+def _restarts(schedule: Schedule, unit: float, limit: float) -> frozenset[int]:
+    """Steps before which the Gram form multiplies out, so that rounding noise of size `unit` stays below `limit`."""
+    steps, noise = set(), unit
+    for i, (c, *_) in enumerate(schedule.steps):
+        if i and noise > limit:
+            steps.add(i)
+            noise = unit
+        noise *= c**2
+    return frozenset(steps)
+
+
+def _plain_flops(X: Array, schedule: Schedule) -> int:
+    m, n = map(int, X.shape[-2:])
+    return sum(4 * m**2 * n + 2 * m**3 * (len(step) - 2) for step in schedule.steps)
+
+
+def _gram_flops(X: Array, schedule: Schedule, restarts: frozenset[int]) -> int:
+    m, n = map(int, X.shape[-2:])
+    segments = 1 + len(restarts)
+    inside = sum(2 * m**3 * (len(step) + 1) for step in schedule.steps)
+    return 4 * m**2 * n * segments + inside - 6 * m**3 * segments
