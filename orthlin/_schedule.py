@@ -18,6 +18,14 @@ def require(holds: bool, message: str) -> None:
         raise OptionError(message)
 
 
+def check_design(lower: float, n_iter: int = 1, safety: float = 0.0) -> None:
+    """OptionError unless a schedule can be made for [lower, 1] with so many steps."""
+    require(0.0 < lower < 1.0, f"lower must lie strictly between 0 and 1, got {lower!r}")
+    integer = isinstance(n_iter, int) and not isinstance(n_iter, bool)
+    require(integer and n_iter >= 1, f"n_iter must be an integer of at least 1, got {n_iter!r}")
+    require(0.0 <= safety < 1.0, f"safety must lie in [0, 1), got {safety!r}")
+
+
 @dataclass(frozen=True)
 class Schedule:
     """A composition of odd polynomials, with the interval it is made for and where it comes from.

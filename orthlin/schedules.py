@@ -9,7 +9,7 @@ Source of the idea: Kovarik (1970), Bjorck and Bowie (1971); see Higham, Functio
 """
 
 from orthlin._minimax import Odd, cheapest, evaluate, greedy
-from orthlin._schedule import Schedule, require
+from orthlin._schedule import Schedule, check_design, require
 
 __all__ = [
     "Schedule",
@@ -39,13 +39,6 @@ _FINEST_TOL = 2.0**-50  # below this the band of a composition in double precisi
 _MAX_PRODUCTS = 400  # reaches lower = 1e-60
 
 
-def _check(lower: float, n_iter: int = 1, safety: float = 0.0) -> None:
-    require(0.0 < lower < 1.0, f"lower must lie strictly between 0 and 1, got {lower!r}")
-    integer = isinstance(n_iter, int) and not isinstance(n_iter, bool)
-    require(integer and n_iter >= 1, f"n_iter must be an integer of at least 1, got {n_iter!r}")
-    require(0.0 <= safety < 1.0, f"safety must lie in [0, 1), got {safety!r}")
-
-
 def newton_schulz(n_iter: int, degree: int = 3, *, lower: float = 1e-3, upper: float = 1.0) -> Schedule:
     """Make the classical iteration: slow at first, monotone on [0, 1], convergent of order (degree + 1)/2.
 
@@ -71,7 +64,7 @@ def newton_schulz(n_iter: int, degree: int = 3, *, lower: float = 1e-3, upper: f
     >>> [round(x, 4) for x in newton_schulz(20).band]
     [0.9999, 1.0]
     """
-    _check(min(lower, 0.5), n_iter)
+    check_design(min(lower, 0.5), n_iter)
     require(degree in _CLASSICAL, f"degree must be 3 or 5, got {degree!r}")
     source = "Kovarik 1970; Bjorck and Bowie 1971: Taylor polynomial of (1 - t)^(-1/2), t = 1 - x^2"
     steps = (_CLASSICAL[degree],) * n_iter
@@ -92,12 +85,17 @@ def muon(n_iter: int = 5, *, lower: float = 1e-3) -> Schedule:
         ``3.4445 x - 4.7750 x^3 + 2.0315 x^5`` repeated (Jordan et al., Muon, 2024): slope 485 after five
         steps, no value above 1.21, those from 0.01 on between 0.68 and 1.14.
 
+    Raises
+    ------
+    OptionError
+        If an argument is out of range.
+
     Examples
     --------
     >>> [round(x, 3) for x in muon(lower=1e-2).band]
     [0.682, 1.134]
     """
-    _check(lower, n_iter)
+    check_design(lower, n_iter)
     return Schedule(f"muon({n_iter})", (_MUON,) * n_iter, (lower, 1.0), "Jordan et al., Muon, 2024")
 
 
@@ -114,22 +112,22 @@ def speedrun(*, lower: float = 1e-3) -> Schedule:
     Schedule
         You Jiacheng, 2025: as steep as `muon` and within 0.033 of one from 0.01 on.
 
+    Raises
+    ------
+    OptionError
+        If an argument is out of range.
+
     Examples
     --------
     >>> [round(x, 3) for x in speedrun(lower=1e-2).band]
     [0.978, 1.032]
     """
-    _check(lower)
+    check_design(lower)
     return Schedule("speedrun", _SPEEDRUN, (lower, 1.0), "You Jiacheng, NanoGPT speed run, 2025")
 
 
 def polar_express(
-    lower: float = 1e-3,
-    n_iter: int = 5,
-    *,
-    safety: float = 0.01,
-    cushion: float = _PAPER_CUSHION,
-    degree: int = 5,
+    lower: float = 1e-3, n_iter: int = 5, *, safety: float = 0.01, cushion: float = _PAPER_CUSHION, degree: int = 5
 ) -> Schedule:
     """Make the composition that brings [lower, 1] closest to one in a number of steps.
 
@@ -159,7 +157,7 @@ def polar_express(
     >>> polar_express(safety=0.0).steps[0]
     (8.28721201814562, -23.59588651909881, 17.300387312530912)
     """
-    _check(lower, n_iter, safety)
+    check_design(lower, n_iter, safety)
     require(0.0 <= cushion < 1.0, f"cushion must lie in [0, 1), got {cushion!r}")
     require(degree in range(3, 22, 2), f"degree must be odd, from 3 to 21, got {degree!r}")
     steps = greedy(degree, lower, n_iter, safety, cushion)
@@ -181,12 +179,17 @@ def cans(lower: float, n_iter: int, *, safety: float = 0.0) -> Schedule:
         On [l, u] with ``e = (l^2 + l u + u^2)/3``: ``p = 6 (e x - x^3/3) / (2 e^1.5 + l u (l + u))``
         (Grishina, Smirnov, Rakhuba, arXiv 2506.10935).
 
+    Raises
+    ------
+    OptionError
+        If an argument is out of range.
+
     Examples
     --------
     >>> [round(x, 3) for x in cans(1e-3, 9).band]
     [0.998, 1.002]
     """
-    _check(lower, n_iter, safety)
+    check_design(lower, n_iter, safety)
     steps = greedy(3, lower, n_iter, safety, cushion=0.0)
     source = "Grishina, Smirnov, Rakhuba, CANS, arXiv 2506.10935; closed form"
     return Schedule(f"cans({lower:g}, {n_iter})", steps, (lower, 1.0), source)
@@ -218,7 +221,7 @@ def for_tolerance(lower: float, tol: float, *, safety: float = 1e-3) -> Schedule
     >>> for_tolerance(1e-3, 1e-6).products
     20
     """
-    _check(lower, safety=safety)
+    check_design(lower, safety=safety)
     require(_FINEST_TOL <= tol < 1.0, f"tol must lie in [{_FINEST_TOL:.3g}, 1), got {tol!r}")
     steps = cheapest(lower, tol, safety, _MAX_PRODUCTS)
     require(steps is not None, f"tol={tol:g} on [{lower:g}, 1] takes over {_MAX_PRODUCTS} products")
@@ -251,7 +254,7 @@ def stable(lower: float = 1e-16, tol: float = 2.0**-53) -> Schedule:
     >>> len(stable()), stable().products
     (46, 97)
     """
-    _check(lower)
+    check_design(lower)
     require(0.0 < tol < 1.0, f"tol must lie strictly between 0 and 1, got {tol!r}")
     growth = (_STABLE_GROWTH, -4 * _STABLE_GROWTH**3 / 27)
     low, floor = lower, evaluate(growth, 1.0)
@@ -281,11 +284,16 @@ def suppress(n_iter: int = 4) -> Schedule:
         ``p(x) = (5 x^3 - 3 x^5)/2`` repeated: ``p(1) = 1, p'(1) = 0``, unstable fixed point sqrt(2/3), and
         cubic decay at zero, so `slope` is 0.  Made for [0.9, 1.1]: a value must be near one to be kept.
 
+    Raises
+    ------
+    OptionError
+        If an argument is out of range.
+
     Examples
     --------
     >>> round(suppress()(0.6), 4), round(suppress()(0.95), 4)
     (0.0, 1.0)
     """
-    _check(0.5, n_iter)
-    source = "rank-revealing suppression, cf. Pion, arXiv 2605.19282; polynomial derived here"
+    check_design(0.5, n_iter)
+    source = "odd quintic with p(1) = 1, p'(1) = 0 and no linear term; derived here"
     return Schedule(f"suppress({n_iter})", (_HIGH_PASS,) * n_iter, (0.9, 1.1), source)
