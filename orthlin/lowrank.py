@@ -93,8 +93,8 @@ def lowrank_orth(
     Notes
     -----
     Directions whose singular value in the projected block is below max(m, n) eps times the largest carry only
-    rounding noise: they are left at zero.  Half precision is worked on in float32 ("fast": its three large
-    products in half precision).
+    rounding noise: they are left at zero.  Half precision is worked on in float32 ("fast" without power
+    iterations: its three large products in half precision).
 
     Cost: 6 m n r flops for sketch, projection and result, O((m + n) r^2 + r^3) for the rest, and 4 m n r for a
     power iteration.
@@ -114,8 +114,8 @@ def lowrank_orth(
     [1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0]
     """
     Q, M, C = _triple(G, r, n_iter, n_oversamples, sketch, test_matrix, method, rng)
-    left = M.dtype == C.dtype and G.shape[-2] <= G.shape[-1]  # multiply M with the smaller neighbour
-    return be.namespace(G).astype((Q @ M) @ C if left else Q @ _multiply(M, C), G.dtype)
+    result = (Q @ M) @ C if G.shape[-2] <= G.shape[-1] else Q @ (M @ C)
+    return be.namespace(G).astype(result, G.dtype)
 
 
 def lowrank_orth_factors(
@@ -169,7 +169,7 @@ def lowrank_orth_factors(
     """
     Q, M, C = _triple(G, r, n_iter, n_oversamples, sketch, test_matrix, method, rng)
     xp = be.namespace(G)
-    return LowRankOrth(xp.astype(Q, G.dtype), xp.astype(_multiply(M, C), G.dtype))
+    return LowRankOrth(xp.astype(Q, G.dtype), xp.astype(M @ C, G.dtype))
 
 
 def _triple(
@@ -182,7 +182,7 @@ def _triple(
     method: str,
     rng: Any,
 ) -> tuple[Array, Array, Array]:
-    """Q (m x r), M (r x w), C (w x n) with Q M C = msign(Q Q^H G); the dtype of M says how to multiply."""
+    """Q (m x r), M (r x w), C (w x n) with Q M C = msign(Q Q^H G), to be multiplied in the cheaper order."""
     xp = check.matrix(G, "G")
     width = sketch_width(xp, G, r, n_oversamples, test_matrix, "r")
     check.count(n_iter, "n_iter")
@@ -190,84 +190,83 @@ def _triple(
     check.option(method, "method", METHODS)
     r = int(r)
     X, _ = unit_scale(xp, be.working(xp, G), "G", keep=32)
-    X = xp.astype(X, G.dtype) if method == "fast" else X
+    X = xp.astype(X, G.dtype) if method == "fast" and n_iter == 0 else X
     Y = powered_sketch(xp, X, width, n_iter, "qr", sketch, test_matrix, rng)
     if 0 in Y.shape:
-        return Y[..., :r], xp.zeros((r, width), dtype=X.dtype, device=be.device(X)), be.adjoint(xp, Y)
+        C = xp.zeros((*X.shape[:-2], width, X.shape[-1]), dtype=X.dtype, device=be.device(X))
+        return Y[..., :r], xp.zeros((r, width), dtype=X.dtype, device=be.device(X)), C
     if method == "fast":
         return _fast(xp, X, Y, r)
     Q, _ = thin_qr(xp, Y)
     C = be.adjoint(xp, Q) @ X
-    if method != "auto" or not be.is_host(X) or be.wide_dtype(xp, X) is None:
+    if method == "exact" or be.wide_dtype(xp, X) is None or not be.is_host(X):
         return _exact(xp, Q, C, r)
-    quick, good = _gram_core(xp, Q, C, r)
-    if bool(xp.all(good)):
-        return quick
-    return tuple(xp.where(good, a, xp.astype(b, a.dtype)) for a, b in zip(quick, _exact(xp, Q, C, r), strict=True))
-
-
-def _multiply(a: Array, b: Array) -> Array:
-    """A B in the wider of their dtypes, rounded to the narrower."""
-    if a.dtype == b.dtype:
-        return a @ b
-    xp = be.namespace(a)
-    narrow, wide = (x.dtype for x in sorted((a, b), key=lambda x: be.eps(xp, x), reverse=True))
-    return xp.astype(xp.astype(a, wide) @ xp.astype(b, wide), narrow)
+    return _by_gram(xp, Q, C, r)
 
 
 def _exact(xp: Any, Q: Array, C: Array, r: int) -> tuple[Array, Array, Array]:
     """With C = T^H V^H by a second QR factorization, Q msign(C) = Q msign(T^H) V^H."""
     V, T = thin_qr(xp, be.adjoint(xp, C))
-    T = be.adjoint(xp, T)
+    Vh, T = be.adjoint(xp, V), be.adjoint(xp, T)
     line = max(Q.shape[-2], C.shape[-1]) * be.eps(xp, C)
     if not be.is_host(C) and r == C.shape[-2]:
         filtered = schedules.stable(line, 0.05).then(schedules.suppress(8))
-        return Q, apply(xp, unit_scale(xp, T, "G")[0], filtered, "newton_schulz"), be.adjoint(xp, V)
+        return Q, apply(xp, unit_scale(xp, T, "G")[0], filtered, "newton_schulz"), Vh
     left, s, right = xp.linalg.svd(T, full_matrices=False)
-    s = s[..., None, :]
-    kept = xp.astype(s > line * xp.max(s, axis=-1, keepdims=True), C.dtype)
-    left, right = (left * kept)[..., :r], right[..., :r, :]
-    if r < C.shape[-2]:
-        return Q @ left, right, be.adjoint(xp, V)
-    return Q, left @ right, be.adjoint(xp, V)
+    kept = s[..., None, :] > line * xp.max(s, axis=-1, keepdims=True)[..., None]
+    left, right = (left * xp.astype(kept, C.dtype))[..., :r], right[..., :r, :]
+    if r == C.shape[-2]:
+        return Q, left @ right, Vh
+    return Q @ left, be.eye_like(xp, C, r), right @ Vh
 
 
-def _gram_core(xp: Any, Q: Array, C: Array, r: int) -> tuple[tuple[Array, Array, Array], Array]:
-    """Q (C C^H)^(-1/2) C at rank r from an eigendecomposition in float64, and where that is accurate.
+def _by_gram(xp: Any, Q: Array, C: Array, r: int) -> tuple[Array, Array, Array]:
+    """Q (C C^H)^(-1/2) C with the Gram matrix in float64 where that is accurate, else as `_exact`."""
+    s, V, root = _inverse_root(xp, _wide_gram(xp, C), r)
+    # The Gram matrix squares the condition number: its error eps_wide cond^2 stays below eps by a factor 16.
+    good = s[..., :1] * be.eps(xp, C) > 16 * be.eps(xp, s) * s[..., -1:]
+    # A product in single precision adds up to eps cond / 2.
+    mild = s[..., -1:] <= MILD**2 * r * s[..., :1]
 
-    A Gram matrix squares the condition number: the error is eps_wide cond^2, held below eps with a margin.
-    The product with C in single precision adds eps cond, so it is taken only where cond is mild.
-    """
-    wide = be.wide_dtype(xp, C)
-    s, V = xp.linalg.eigh(be.gram(xp, xp.astype(C, wide)))
-    s, V = s[..., None, -r:], V[..., -r:]
-    low, high = s[..., :1], s[..., -1:]
-    good = low * be.eps(xp, C) > 16 * be.eps(xp, s) * high
-    scaled = V / xp.astype(xp.sqrt(xp.where(good, s, xp.ones_like(s))), wide)
-    mild = bool(xp.all(high <= MILD**2 * r * low))
-    if r < C.shape[-2]:
-        Q, M = _multiply(Q, V), be.adjoint(xp, scaled)
-    else:
-        M = scaled @ be.adjoint(xp, V)
-    return (Q, xp.astype(M, C.dtype) if mild else M, C), good
+    def single() -> tuple[Array, Array, Array]:
+        return Q, xp.astype(root, C.dtype), C
+
+    def double() -> tuple[Array, Array, Array]:
+        W = xp.astype(root @ xp.astype(C, root.dtype), C.dtype)
+        return _leading(xp, Q, V), be.eye_like(xp, C, r), W
+
+    def quick() -> Any:
+        return be.choose(xp, mild, single, double) if r == C.shape[-2] else double()
+
+    return tuple(be.choose(xp, good, quick, lambda: _exact(xp, Q, C, r)))
 
 
 def _fast(xp: Any, X: Array, Y: Array, r: int) -> tuple[Array, Array, Array]:
     """One Cholesky QR pass, then (C C^H)^(-1/2) C; Gram matrices in float64 where there is one."""
-    L, inverse = _cholesky_inverse(xp, be.adjoint(xp, Y))
+    _, inverse = _cholesky_inverse(xp, be.adjoint(xp, Y))
     Q = Y @ xp.astype(be.adjoint(xp, inverse), Y.dtype)
     C = be.adjoint(xp, Q) @ X
     if be.is_host(X) or r < C.shape[-2]:
-        s, V = xp.linalg.eigh(_wide_gram(xp, C))
-        V, s = V[..., -r:], s[..., None, -r:]
-        scaled = V / xp.astype(xp.sqrt(s), V.dtype)
-        if r < C.shape[-2]:
-            return Q @ xp.astype(V, Q.dtype), xp.astype(be.adjoint(xp, scaled), C.dtype), C
-        return Q, xp.astype(scaled @ be.adjoint(xp, V), C.dtype), C
+        _, V, root = _inverse_root(xp, _wide_gram(xp, C), r)
+        return _leading(xp, Q, V), xp.astype(root, C.dtype), C
     # C = L V^H with orthonormal rows of V^H = L^-1 C, so msign(C) = msign(L) L^-1 C
     L, inverse = _cholesky_inverse(xp, C)
     sign = apply(xp, unit_scale(xp, L, "G")[0], schedules.stable(1e-4, be.eps(xp, L) / 8), "newton_schulz")
     return Q, xp.astype(sign @ inverse, C.dtype), C
+
+
+def _inverse_root(xp: Any, S: Array, r: int) -> tuple[Array, Array, Array]:
+    """Leading r eigenvalues s and eigenvectors V of S, and S^(-1/2), or s^(-1/2) V^H if r is less than its order."""
+    s, V = xp.linalg.eigh(S)
+    s, V = s[..., None, -r:], V[..., -r:]
+    inverse = xp.where(s > 0, 1 / xp.sqrt(xp.where(s > 0, s, xp.ones_like(s))), xp.zeros_like(s))
+    scaled = V * xp.astype(inverse, V.dtype)
+    return s, V, be.adjoint(xp, scaled) if r < S.shape[-1] else scaled @ be.adjoint(xp, V)
+
+
+def _leading(xp: Any, Q: Array, V: Array) -> Array:
+    """Basis Q rotated to the leading directions V, as it is where V spans everything."""
+    return Q if V.shape[-1] == V.shape[-2] else Q @ xp.astype(V, Q.dtype)
 
 
 def _wide_gram(xp: Any, x: Array) -> Array:

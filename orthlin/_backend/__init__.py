@@ -15,6 +15,7 @@ from orthlin._backend.arrays import (
     add_product,
     adjoint,
     cholesky,
+    choose,
     device,
     eps,
     eye_like,
@@ -35,7 +36,7 @@ from orthlin._backend.powers import NOT_FINITE, exponent_bound, ldexp, max_expon
 from orthlin._backend.random import Source, random_source, transfer
 
 __all__ = [
-    "NOT_FINITE", "Array", "Library", "Source", "add_product", "adjoint", "cholesky", "device", "eps",
+    "NOT_FINITE", "Array", "Library", "Source", "add_product", "adjoint", "cholesky", "choose", "device", "eps",
     "exponent_bound", "eye_like", "gram", "installed", "inv", "inv_lower", "is_complex", "is_dense", "is_half",
     "is_host", "kind", "ldexp", "max_exponent", "namespace", "random_source", "transfer", "wide_dtype",
     "working",

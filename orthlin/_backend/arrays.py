@@ -1,5 +1,6 @@
 """Arrays: their namespace, device and dtype, and the products and factorizations that differ."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple, cast
 
@@ -204,3 +205,15 @@ def inv_lower(xp: Any, a: Array) -> Array:
 def eye_like(xp: Any, x: Array, n: int) -> Array:
     """Identity of order `n` with dtype and device of `x`."""
     return xp.eye(n, dtype=x.dtype, device=device(x))
+
+
+def choose(xp: Any, ok: Array, quick: Callable[[], tuple[Array, ...]], slow: Callable[[], tuple[Array, ...]]) -> Any:
+    """`quick()` for the matrices of a host stack where `ok`, else `slow()`, each called only if it is needed.
+
+    So that a stack equals a loop bit for bit, every matrix takes the route it would take alone.
+    """
+    if bool(xp.all(ok)):
+        return quick()
+    if not bool(xp.any(ok)):
+        return slow()
+    return tuple(xp.where(ok, a, b) for a, b in zip(quick(), slow(), strict=True))

@@ -114,7 +114,7 @@ _NATIVE: tuple[tuple[Callable[[Array], bool], Callable[[Any, int | None, Array],
 def transfer(xp: Any, values: Array, like: Array) -> Array:
     """Return `values`, drawn by a source for `like`, in its library, on its device, with its dtype unless integers."""
     if isinstance(values, np.ndarray) and not isinstance(like, np.ndarray):
-        if values.dtype.kind == "f" and bits(xp, like) < 64:
-            values = values.astype(np.float32)  # a library without float64 would refuse or warn
+        if values.dtype.kind in "fc" and bits(xp, like) < 64:  # a library without float64 would refuse or warn
+            values = values.astype(np.complex64 if values.dtype.kind == "c" else np.float32)
         values = xp.asarray(values, device=device(like))
     return values if xp.isdtype(values.dtype, "integral") else xp.astype(values, like.dtype)
