@@ -1,13 +1,13 @@
 """Polynomial schedules applied to matrices: the plain loop and its Gram form."""
 
-from functools import cache
 from typing import Any
 
 from orthlin import _backend as be
-from orthlin._minimax import image_of_all
+from orthlin._minimax import Odd, image_of_all
 from orthlin._scaling import frobenius
+from orthlin._schedule import constant, rounding
 from orthlin.errors import ScheduleError
-from orthlin.schedules import Schedule
+from orthlin.schedules import Schedule, stable, suppress
 
 Array = Any
 
@@ -29,11 +29,11 @@ def apply(xp: Any, X: Array, schedule: Schedule, form: str, dtype: Any = None, n
         return be.adjoint(xp, apply(xp, be.adjoint(xp, X), schedule, form, dtype, noise))
     if dtype is not None and dtype != X.dtype:
         X = xp.astype(_divide(xp, X, frobenius(xp, X)), dtype)  # a Gram matrix in float16 would overflow
-    _check(xp, X, schedule)
+    error = _check(xp, X, schedule)
     S = be.gram(xp, X)
     norm = be.working(xp, frobenius(xp, S)) * (1 + 4 * be.eps(xp, X))
     X, S = _divide(xp, X, xp.sqrt(norm)), _divide(xp, S, norm)
-    restarts = _restarts(schedule, be.eps(xp, X) / 2, noise)
+    restarts = _restarts(schedule, error, noise)
     cheaper = not be.is_half(xp, X) and _gram_flops(X, schedule, restarts) < _plain_flops(X, schedule)
     if form == "gram_newton_schulz" or (form == "auto" and cheaper):
         return _gram_form(xp, X, S, schedule, restarts)
@@ -54,29 +54,48 @@ def apply_square(xp: Any, X: Array, schedule: Schedule) -> Array:
     return X
 
 
-def _check(xp: Any, X: Array, schedule: Schedule) -> None:
-    error = be.eps(xp, X) / 2 * _cancellation(schedule)
-    if schedule.interval[1] < 1 or schedule.rounding < error:
+def _check(xp: Any, X: Array, schedule: Schedule) -> float:
+    """Rounding error of a step; ScheduleError unless the schedule bears it and serves the interval [0, 1]."""
+    error = be.eps(xp, X) / 2 * _cancellation(schedule.steps)
+    admitted = rounding(schedule.steps, schedule.interval)
+    if schedule.interval[1] < 1 or admitted < error:
         raise ScheduleError(
             f"schedule: {schedule.name!r} is made for singular values in {schedule.interval} and admits relative "
-            f"rounding errors of {schedule.rounding:.1e}; here they lie in [0, 1] and {X.dtype} makes errors of "
+            f"rounding errors of {admitted:.1e}; here they lie in [0, 1] and {X.dtype} makes errors of "
             f"{error:.1e}; choose another, a larger safety or a wider dtype"
         )
+    return float(error)
 
 
-@cache
-def _cancellation(schedule: Schedule) -> float:
+@constant
+def _cancellation(steps: tuple[Odd, ...]) -> float:
     """How much larger than their sum, at most, are the terms of a step that `_horner` rounds one by one.
 
     From degree 7 on, c_2 S + c_3 S^2 + ... is rounded before it is multiplied by S and cancels with c_1 S.
     """
     worst, top = 1.0, 1.0
-    for step in schedule.steps:
+    for step in steps:
         _, new = image_of_all((step,), 0.0, top)
         if len(step) > 3:
             worst = max(worst, sum(abs(c) * top ** (2 * i + 1) for i, c in enumerate(step) if i > 1) / new)
         top = new
     return worst
+
+
+@constant
+def converging(lower: float, eps: float) -> Schedule:
+    """Backward stable schedule to working precision for singular values from `lower` on."""
+    return stable(lower, eps / 8)
+
+
+@constant
+def rank_filter(line: float) -> Schedule:
+    """Schedule that sends singular values above `line` to one and those well below to zero.
+
+    A value that the growth leaves next to the filter's unstable fixed point moves away from it by 5/3 a step:
+    sixteen steps leave one in between only if it started within 3e-4 of the point.
+    """
+    return stable(line, 0.05).then(suppress(16))
 
 
 def _divide(xp: Any, X: Array, norm: Array) -> Array:

@@ -1,8 +1,10 @@
 """What a polynomial schedule is: a composition of odd polynomials, and what can be promised about it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, wraps
 from math import inf, isfinite, prod
+from typing import Any
 
 from orthlin._minimax import Odd, bisect, evaluate, image_of_all
 from orthlin.errors import OptionError, ScheduleError
@@ -10,6 +12,18 @@ from orthlin.errors import OptionError, ScheduleError
 _SIGN_SLACK = 1e-12
 _MAXIMUM_SLACK = 0.1
 _BAND_SLACK = 1e-12
+
+
+def constant(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Cache a function of plain values; torch.compile calls it while it traces instead of looking inside."""
+    cached = cache(function)
+
+    @wraps(function)
+    def call(*values: Any) -> Any:
+        return cached(*values)
+
+    vars(call)["_dynamo_marked_constant"] = True
+    return call
 
 
 def require(holds: bool, message: str) -> None:
@@ -108,6 +122,7 @@ class Schedule:
 
         Examples
         --------
+        >>> from orthlin.schedules import muon
         >>> low, high = muon().band_with_rounding(2.0**-8)
         >>> round(low, 3), round(high, 3)
         (0.46, 1.207)
@@ -132,7 +147,7 @@ class Schedule:
     @property
     def rounding(self) -> float:
         """Largest delta for which `band_with_rounding` keeps to the same limits and stays above zero."""
-        return _rounding(self)
+        return float(rounding(self.steps, self.interval))
 
     def then(self, other: "Schedule") -> "Schedule":
         """Compose with a schedule that is applied afterwards.
@@ -154,6 +169,7 @@ class Schedule:
 
         Examples
         --------
+        >>> from orthlin.schedules import newton_schulz
         >>> len(newton_schulz(12, 3).then(newton_schulz(2, 5)))
         14
         """
@@ -167,7 +183,8 @@ class Schedule:
         return Schedule(name, self.steps + other.steps, self.interval, source)
 
 
-@cache
-def _rounding(schedule: Schedule) -> float:
+@constant
+def rounding(steps: tuple[Odd, ...], interval: tuple[float, float]) -> float:
     """`Schedule.rounding`; cached by value, because factories make equal schedules again and again."""
+    schedule = Schedule("", steps, interval, "")
     return bisect(lambda d: schedule._harmless(0.0, d) and schedule.band_with_rounding(d)[0] > 0.0, 0.0, 1.0)

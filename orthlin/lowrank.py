@@ -4,9 +4,8 @@ from typing import Any, NamedTuple
 
 from orthlin import _backend as be
 from orthlin import _checks as check
-from orthlin import schedules
 from orthlin import sketch as sk
-from orthlin._polynomial import apply
+from orthlin._polynomial import apply, converging, rank_filter
 from orthlin._scaling import unit_scale
 from orthlin.qr import MILD, thin_qr
 from orthlin.rangefinder import powered_sketch, sketch_width
@@ -69,17 +68,18 @@ def lowrank_orth(
     method : {"auto", "exact", "fast"}
         "exact": two QR factorizations and the polar factor of the small triangular factor.  "fast": one
         Cholesky QR pass and the inverse square root of the r x r Gram matrix, in float64 for single precision,
-        the products in the dtype of G; accurate while the condition numbers of G Omega and of Q^H G stay
-        below 1e3 (float32), 1e7 (float64), and NaN where a Gram matrix is singular.  "auto": on the host,
-        "fast" with products in float64 where the condition number asks for it, and "exact" where that is not
-        enough; "exact" for double precision and on devices.
+        the products in the dtype of G.  With cond the larger condition number of G Omega and Q^H G its error is about
+        0.1 eps cond in single precision up to cond = 1e7, and 0.1 eps cond^2 in double precision up to 1e7; beyond,
+        and for a zero matrix, it gives NaN.  "auto": on the host, for single precision, "fast" with
+        products in float64 where the condition number asks for it, and "exact" where that is not enough; "exact"
+        for double precision and on devices.
     rng : None, int, SeedSequence, Generator or key
         Source of random numbers, see :mod:`orthlin.sketch`.  A stack shares one draw.
 
     Returns
     -------
     array, shape (..., m, n)
-        The orthogonalized matrix, with dtype and device of `G`.  Zero gives zero.
+        The orthogonalized matrix, with dtype and device of `G`.  Zero gives zero (not by "fast").
 
     Raises
     ------
@@ -210,9 +210,8 @@ def _exact(xp: Any, Q: Array, C: Array, r: int) -> tuple[Array, Array, Array]:
     Vh, T = be.adjoint(xp, V), be.adjoint(xp, T)
     line = max(Q.shape[-2], C.shape[-1]) * be.eps(xp, C)
     if not be.is_host(C) and r == C.shape[-2]:
-        filtered = schedules.stable(line, 0.05).then(schedules.suppress(8))
-        return Q, apply(xp, unit_scale(xp, T, "G")[0], filtered, "newton_schulz"), Vh
-    left, s, right = xp.linalg.svd(T, full_matrices=False)
+        return Q, apply(xp, unit_scale(xp, T, "G")[0], rank_filter(line), "newton_schulz"), Vh
+    left, s, right = be.svd(xp, T)
     kept = s[..., None, :] > line * xp.max(s, axis=-1, keepdims=True)[..., None]
     left, right = (left * xp.astype(kept, C.dtype))[..., :r], right[..., :r, :]
     if r == C.shape[-2]:
@@ -251,13 +250,13 @@ def _fast(xp: Any, X: Array, Y: Array, r: int) -> tuple[Array, Array, Array]:
         return _leading(xp, Q, V), xp.astype(root, C.dtype), C
     # C = L V^H with orthonormal rows of V^H = L^-1 C, so msign(C) = msign(L) L^-1 C
     L, inverse = _cholesky_inverse(xp, C)
-    sign = apply(xp, unit_scale(xp, L, "G")[0], schedules.stable(1e-4, be.eps(xp, L) / 8), "newton_schulz")
+    sign = apply(xp, unit_scale(xp, L, "G")[0], converging(1e-4, be.eps(xp, L)), "newton_schulz")
     return Q, xp.astype(sign @ inverse, C.dtype), C
 
 
 def _inverse_root(xp: Any, S: Array, r: int) -> tuple[Array, Array, Array]:
     """Leading r eigenvalues s and eigenvectors V of S, and S^(-1/2), or s^(-1/2) V^H if r is less than its order."""
-    s, V = xp.linalg.eigh(S)
+    s, V = be.eigh(xp, S)
     s, V = s[..., None, -r:], V[..., -r:]
     inverse = xp.where(s > 0, 1 / xp.sqrt(xp.where(s > 0, s, xp.ones_like(s))), xp.zeros_like(s))
     scaled = V * xp.astype(inverse, V.dtype)

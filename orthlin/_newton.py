@@ -1,0 +1,44 @@
+"""Newton's iteration for the matrix sign."""
+
+from math import log2
+from typing import Any
+
+from orthlin import _backend as be
+from orthlin._scaling import frobenius
+from orthlin.errors import SingularError
+
+Array = Any
+_DEVICE_STEPS = 24
+_LOST = 4.0  # a step must exceed so many times its rounding error
+
+
+def newton_sign(xp: Any, X: Array) -> Array:
+    """Sign of unit-scaled X; NaN where a step loses all digits, as it does next to the imaginary axis.
+
+    A step X <- (mu X + X^-1/mu)/2 has terms of norm root = (||X|| ||X^-1||)^(1/2) and the rounding error
+    eps root^3.  Matrices that have converged stay as they are, so a batch equals a loop.
+    """
+    if 0 in X.shape:
+        return X
+    eps, host = be.eps(xp, X), be.is_host(X)
+    # a step doubles angles with the imaginary axis: more steps would only make a sign out of rounding errors
+    steps = int(-0.75 * log2(eps))
+    norm = frobenius(xp, X)
+    done = norm < 0
+    for _ in range(steps if host else min(steps, _DEVICE_STEPS)):
+        inverse = be.inv(xp, X)
+        largest = xp.max(xp.abs(inverse), axis=(-2, -1), keepdims=True)
+        inverse = xp.where(eps * norm * largest < 1, inverse, xp.nan)  # else its norm might overflow
+        root = xp.sqrt(norm * frobenius(xp, inverse))
+        mu = xp.astype(root / norm, X.dtype)
+        new = (mu * X + inverse / mu) / 2
+        size = frobenius(xp, new)
+        new = xp.where(done | (size > _LOST * eps * root**3), new, xp.nan)
+        change = frobenius(xp, new - X)
+        X, norm = xp.where(done, X, new), xp.where(done, norm, size)
+        done = done | (change <= eps**0.5 + eps * root**3)  # what is left is the square of the change, or rounding
+        if host and bool(xp.all(done | xp.isnan(change))):
+            break
+    if host and not bool(xp.all(done)):
+        raise SingularError("A: has an eigenvalue on the imaginary axis to working precision, so it has no sign")
+    return xp.where(done, X, xp.nan)
