@@ -43,12 +43,13 @@ def qr(A: Array, /, *, method: str = "auto") -> QRResult:
     method : {"auto", "householder", "cholesky2", "shifted_cholesky3"}
         "householder" is the array library's own factorization; it is backward stable for every matrix.
         "cholesky2" (m >= n) makes Q = A R^-1 from the Cholesky factor of A^H A, twice; it is made of
-        products, which is what makes it fast for tall matrices and for stacks, and needs a condition number
-        below about eps^-1/2.  "shifted_cholesky3" (m >= n) adds a first pass with a shift and reaches
-        condition numbers near 1/eps; a rank-deficient matrix still breaks it.  Both fill Q with NaN, and
-        never raise, where they break down.  "auto" takes the Cholesky way for tall host matrices, in float64
-        for single precision, where the measured condition number proves it accurate, and Householder for the
-        rest and on devices.
+        products, which is what makes it fast for tall matrices and for stacks, and is proved accurate up to
+        the condition number 1/(8 sqrt(s)) with s = (m n + n (n + 1)) eps/2.  "shifted_cholesky3" (m >= n) adds
+        a first pass with a shift and reaches 1/(96 s); a rank-deficient matrix still breaks it.  Where they
+        break down both give NaN, neither an exception nor columns that are not orthonormal; as A is multiplied
+        with an inverse, ||A - Q R|| may reach eps cond(A) ||A||.  "auto" takes the Cholesky way for tall host
+        matrices, in float64 for single precision, where the measured condition number proves it accurate, and
+        Householder for the rest and on devices.
 
     Returns
     -------
@@ -92,7 +93,7 @@ def qr(A: Array, /, *, method: str = "auto") -> QRResult:
     elif method == "shifted_cholesky3":
         Q, R = _cholesky_qr(xp, X, passes=3, shifted=True)
     else:
-        Q, R = thin_qr(xp, X) if method == "auto" else xp.linalg.qr(X, mode="reduced")
+        Q, R = thin_qr(xp, X) if method == "auto" else _householder(xp, X)
     return QRResult(xp.astype(Q, A.dtype), xp.astype(be.ldexp(xp, R, e), A.dtype))
 
 
@@ -100,21 +101,46 @@ def thin_qr(xp: Any, X: Array) -> tuple[Array, Array]:
     """QR of matrices in a safe range: Cholesky where the condition number proves it accurate, else Householder."""
     m, n = X.shape[-2:]
     if not be.is_host(X) or m < 2 * n or m * n < _SMALL:
-        Q, R = xp.linalg.qr(X, mode="reduced")
-        return Q, R
+        return _householder(xp, X)
     wide = be.wide_dtype(xp, X)
-    if wide is not None:
-        Q, R, good = _wide_pass(xp, X, wide)
-    else:
-        Q, R, cond = _cholesky_pass(xp, X)
-        # Yamamoto et al., condition of Theorem 3.1; Frobenius norms in place of 2-norms are on the safe side
-        good = 64 * cond**2 * (m * n + n * (n + 1)) * be.eps(xp, X) / 2 <= 1
-        Q, R2, _ = _cholesky_pass(xp, Q)
-        R = R2 @ R
-    if bool(xp.all(good)):
+    Q, R, good = _two_passes(xp, X) if wide is None else _wide_pass(xp, X, wide)
+    Q, R = be.choose(xp, good, lambda: (Q, R), lambda: _householder(xp, X))
+    return Q, R
+
+
+def _householder(xp: Any, X: Array) -> tuple[Array, Array]:
+    """QR of the array library, on the host without the NaN that it makes of some singular matrices.
+
+    What a complex64 reflector of torch (MKL) leaves of equal columns can underflow and be divided by; a
+    diagonal of the size of one rounding error of X prevents that.
+    """
+    Q, R = xp.linalg.qr(X, mode="reduced")
+    if not be.is_host(X):
         return Q, R
-    stable = xp.linalg.qr(X, mode="reduced")
-    return xp.where(good, Q, stable[0]), xp.where(good, R, stable[1])
+    m, n = X.shape[-2:]
+    finite = xp.all(xp.isfinite(Q), axis=(-2, -1), keepdims=True)
+
+    def nudged() -> tuple[Array, Array]:
+        size = be.eps(xp, X) / 2 * frobenius(xp, X) / min(m, n) ** 0.5
+        diagonal = xp.eye(m, n, dtype=X.dtype, device=be.device(X))
+        return tuple(xp.linalg.qr(X + xp.astype(size, X.dtype) * diagonal, mode="reduced"))
+
+    Q, R = be.choose(xp, finite, lambda: (Q, R), nudged)
+    return Q, R
+
+
+def _two_passes(xp: Any, X: Array) -> tuple[Array, Array, Array]:
+    """Q, R and whether they are accurate, by CholeskyQR2.
+
+    Yamamoto et al., condition of Theorem 3.1; Frobenius norms in place of 2-norms are on the safe side.  The
+    product X R^-1 leaves a residual of up to eps cond, which is multiplied out once more unless cond is mild.
+    """
+    m, n = X.shape[-2:]
+    Q, R, inverse, cond = _cholesky_pass(xp, X)
+    good = 64 * cond**2 * (m * n + n * (n + 1)) * be.eps(xp, X) / 2 <= 1
+    (Q,) = be.choose(xp, cond <= MILD * n**0.5, lambda: (Q,), lambda: (Q + (X - Q @ R) @ inverse,))
+    Q, R2, _, _ = _cholesky_pass(xp, Q)
+    return Q, R2 @ R, good
 
 
 def _wide_pass(xp: Any, X: Array, wide: Any) -> tuple[Array, Array, Array]:
@@ -124,25 +150,28 @@ def _wide_pass(xp: Any, X: Array, wide: Any) -> tuple[Array, Array, Array]:
     taken in the wider dtype unless cond is mild.
     """
     L, inverse, cond = _cholesky(xp, be.gram(xp, xp.astype(be.adjoint(xp, X), wide)))
-    good = cond**2 <= 0.25 * be.eps(xp, X) / be.eps(xp, L)
-    mild = bool(xp.all(cond <= MILD * X.shape[-1] ** 0.5))
     factor = be.adjoint(xp, inverse)
-    Q = X @ xp.astype(factor, X.dtype) if mild else xp.astype(xp.astype(X, wide) @ factor, X.dtype)
-    return Q, xp.astype(be.adjoint(xp, L), X.dtype), good
+    (Q,) = be.choose(
+        xp,
+        cond <= MILD * X.shape[-1] ** 0.5,
+        lambda: (X @ xp.astype(factor, X.dtype),),
+        lambda: (xp.astype(xp.astype(X, wide) @ factor, X.dtype),),
+    )
+    return Q, xp.astype(be.adjoint(xp, L), X.dtype), cond**2 <= 0.25 * be.eps(xp, X) / be.eps(xp, L)
 
 
 def _cholesky_qr(xp: Any, X: Array, passes: int, *, shifted: bool = False) -> tuple[Array, Array]:
-    Q, R, cond = _cholesky_pass(xp, X, shifted=shifted)
+    Q, R, _, cond = _cholesky_pass(xp, X, shifted=shifted)
     for _ in range(passes - 1):
-        Q, R2, cond = _cholesky_pass(xp, Q)
+        Q, R2, _, cond = _cholesky_pass(xp, Q)
         R = R2 @ R
     # The last pass loses eps cond(Q)^2.  A factor can exist by luck beyond the range, and Q be far from orthonormal.
     good = cond <= X.shape[-1] + _LAST_PASS
     return xp.where(good, Q, xp.nan), xp.where(good, R, xp.nan)
 
 
-def _cholesky_pass(xp: Any, X: Array, *, shifted: bool = False) -> tuple[Array, Array, Array]:
-    """Q = X R^-1 and R with R^H R = X^H X + s I, and an upper bound of the condition number.
+def _cholesky_pass(xp: Any, X: Array, *, shifted: bool = False) -> tuple[Array, Array, Array, Array]:
+    """Q = X R^-1, R with R^H R = X^H X + s I, R^-1, and an upper bound of the condition number of R.
 
     The shift s = 11 (m n + n (n+1)) u ||X||^2 is that of Fukaya et al. (2020), equation (4.4).
     """
@@ -152,7 +181,8 @@ def _cholesky_pass(xp: Any, X: Array, *, shifted: bool = False) -> tuple[Array, 
         size = frobenius(xp, X) ** 2
         S = S + 11 * (m * n + n * (n + 1)) * be.eps(xp, X) / 2 * size * be.eye_like(xp, X, n)
     L, inverse, cond = _cholesky(xp, S)
-    return X @ be.adjoint(xp, inverse), be.adjoint(xp, L), cond
+    inverse = be.adjoint(xp, inverse)
+    return X @ inverse, be.adjoint(xp, L), inverse, cond
 
 
 def _cholesky(xp: Any, S: Array) -> tuple[Array, Array, Array]:
