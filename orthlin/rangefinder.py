@@ -7,7 +7,7 @@ from orthlin import _backend as be
 from orthlin import _checks as check
 from orthlin import sketch as sk
 from orthlin._scaling import unit_scale
-from orthlin.errors import ShapeError
+from orthlin.errors import NonFiniteError, ShapeError
 from orthlin.qr import thin_qr
 
 Array = Any
@@ -131,7 +131,7 @@ def powered_sketch(
 ) -> Array:
     """(X X^H)^q X Omega, its columns not orthonormal."""
     if test_matrix is None:
-        Y = sk.product(xp, X, width, kind, rng)
+        Y = _sketched(xp, X, width, kind, rng)
     else:
         omega, _ = unit_scale(xp, be.working(xp, test_matrix), "test_matrix")
         Y = X @ xp.astype(omega, X.dtype)
@@ -141,6 +141,15 @@ def powered_sketch(
         else:
             Y = X @ (be.adjoint(xp, X) @ unit_scale(xp, Y, "A")[0])
     return Y
+
+
+def _sketched(xp: Any, x: Array, width: int, kind: str, rng: Any) -> Array:
+    """X Omega for a test matrix of `width` columns; one draw serves every matrix of a stack."""
+    n = x.shape[-1]
+    if kind == "columns":
+        return xp.take(x, sk.columns(n, width, like=x, rng=rng), axis=-1)
+    draw = sk.gaussian if kind == "gaussian" else sk.sparse_sign
+    return x @ draw(n, width, like=x, rng=rng)
 
 
 def adaptive_range_finder(
@@ -178,7 +187,7 @@ def adaptive_range_finder(
     Returns
     -------
     array, shape (m, w)
-        Orthonormal columns; w depends on the values of A, so on devices this routine synchronises once
+        Orthonormal columns; w depends on the values of A, so on devices this routine synchronises twice
         a block, and it cannot be traced by ``jax.jit`` or ``torch.compile``.
 
     Raises
@@ -215,19 +224,33 @@ def adaptive_range_finder(
     X, e = unit_scale(xp, be.working(xp, A), "A")
     n_tests = math.ceil(min(A.shape) / block) + 1
     probes = max(block, math.ceil(math.log10(n_tests / failure)))
-    bound = math.ldexp(tol, -int(e[0, 0])) / (10 * math.sqrt(2 / math.pi))
+    fraction, exponent = math.frexp(tol)
+    scaled_tol = math.ldexp(fraction, min(exponent - int(e[0, 0]), 1023))
+    bound = scaled_tol / (10 * math.sqrt(2 / math.pi))
     source = be.random_source(rng, X)
     Q = X[:, :0]
     while Q.shape[1] < limit:
         Y = X @ _normal(xp, source, (X.shape[1], probes), X)
         Y = Y - Q @ (be.adjoint(xp, Q) @ Y)
-        if float(xp.max(xp.linalg.vector_norm(Y, axis=0))) <= bound:
+        largest = float(xp.max(xp.linalg.vector_norm(Y, axis=0)))
+        if math.isnan(largest):
+            raise NonFiniteError("A: holds NaN or infinity; remove or replace them first")
+        if largest <= bound:
             break
-        # twice is enough: the second pass removes what rounding of the first left in range(Q)
-        Y, _ = thin_qr(xp, Y[:, : min(block, limit - Q.shape[1])])
-        Y, _ = thin_qr(xp, Y - Q @ (be.adjoint(xp, Q) @ Y))
-        Q = xp.concat([Q, Y], axis=1)
+        Q = _extended(xp, Q, Y[:, : min(block, limit - Q.shape[1])])
     return xp.astype(Q, A.dtype)
+
+
+def _extended(xp: Any, Q: Array, Y: Array) -> Array:
+    """Orthonormal basis of the ranges of Q and Y; its first columns are those of Q, up to sign.
+
+    Projecting twice is enough, unless some direction of Y is rounding noise and may lie in the range of Q.
+    """
+    Y, _ = thin_qr(xp, unit_scale(xp, Y, "A")[0])
+    Z, R = thin_qr(xp, Y - Q @ (be.adjoint(xp, Q) @ Y))
+    if float(xp.min(xp.abs(xp.linalg.diagonal(R)))) < 0.5:
+        return thin_qr(xp, xp.concat([Q, Y], axis=1))[0]
+    return xp.concat([Q, Z], axis=1)
 
 
 def _normal(xp: Any, source: be.Source, shape: tuple[int, int], x: Array) -> Array:

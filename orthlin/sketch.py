@@ -161,12 +161,3 @@ def columns(n: int, width: int, /, *, like: Array, rng: Any = None) -> Array:
 
 def _arguments(n: int, width: int, like: Array) -> tuple[Any, tuple[int, int]]:
     return check.array(like, "like"), (check.count(n, "n"), check.count(width, "width"))
-
-
-def product(xp: Any, x: Array, width: int, kind: str, rng: Any) -> Array:
-    """X Omega for a test matrix of `width` columns; one draw serves every matrix of a stack."""
-    n = x.shape[-1]
-    if kind == "columns":
-        return xp.take(x, columns(n, width, like=x, rng=rng), axis=-1)
-    draw = gaussian if kind == "gaussian" else sparse_sign
-    return x @ draw(n, width, like=x, rng=rng)
