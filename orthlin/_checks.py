@@ -49,7 +49,10 @@ def matrix(x: Any, name: str, *, square: bool = False) -> Any:
     if x.ndim < 2:
         raise ShapeError(f"{name}: expected shape (..., m, n), got {tuple(x.shape)}; reshape it to a matrix")
     if square and x.shape[-2] != x.shape[-1]:
-        raise ShapeError(f"{name}: expected square matrices of shape (..., n, n), got {tuple(x.shape)}")
+        raise ShapeError(
+            f"{name}: expected square matrices of shape (..., n, n), got {tuple(x.shape)}; "
+            "the sign of others is their polar factor, see orthogonalize"
+        )
     return xp
 
 

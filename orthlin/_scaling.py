@@ -13,22 +13,19 @@ def unit_scale(xp: Any, x: Array, name: str, *, keep: int = 0) -> tuple[Array, A
     """X = A 2^-e with the largest entry of X in [1/2, 1), and the integers e of shape (..., 1, 1).
 
     The scaling is exact, so every result computed from X is invariant under powers of two bit for bit.
-    e is kept where both 2^e and 2^-e are normal numbers: at both ends of the range X may leave [1/2, 1)
-    by the few binary orders that are left.  A matrix with NaN or infinity is a NonFiniteError on the
-    host; elsewhere its X is all NaN.  Host matrices with all |e| <= `keep` are returned as they are, e = 0.
+    A matrix with NaN or infinity is a NonFiniteError on the host; elsewhere its X is all NaN and its e zero.
+    Host matrices with all |e| <= `keep` are returned as they are, e = 0.
     """
     e = be.max_exponent(xp, x)
-    limit = be.exponent_bound(xp, x)
     if not be.is_host(x):
-        scaled = be.ldexp(xp, x, -xp.clip(e, -limit, limit))
-        return xp.where(e == be.NOT_FINITE, xp.nan, scaled), xp.clip(e, -limit, limit)
-    low, high = (int(xp.min(e)), int(xp.max(e))) if 0 not in e.shape else (0, 0)
-    if high == be.NOT_FINITE:
-        raise NonFiniteError(f"{name}: holds NaN or infinity; remove or replace them first")
-    if max(-low, high) <= keep:
-        return x, xp.zeros_like(e)
-    if max(-low, high) > limit:
-        e = xp.clip(e, -limit, limit)
+        bad = e == be.NOT_FINITE
+        x, e = xp.where(bad, xp.nan, x), xp.where(bad, 0, e)
+    elif 0 not in e.shape:
+        low, high = int(xp.min(e)), int(xp.max(e))
+        if high == be.NOT_FINITE:
+            raise NonFiniteError(f"{name}: holds NaN or infinity; remove or replace them first")
+        if max(-low, high) <= keep:
+            return x, xp.zeros_like(e)
     return be.ldexp(xp, x, -e), e
 
 

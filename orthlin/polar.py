@@ -289,7 +289,7 @@ def _svd_unitary(xp: Any, X: Array) -> Array:
 
 def _eigh_unitary(xp: Any, X: Array, eps: float) -> tuple[Array, Array]:
     """X (X^H X)^(-1/2), and whether its error eps_wide cond^2 is below `eps` by a factor 16."""
-    s, V = xp.linalg.eigh(be.gram(xp, be.adjoint(xp, X)))
+    s, V = be.eigh(xp, be.gram(xp, be.adjoint(xp, X)))
     s = s[..., None, :]
     low, high = xp.min(s, axis=-1, keepdims=True), xp.max(s, axis=-1, keepdims=True)
     good = low * eps > 16 * be.eps(xp, X) * high

@@ -17,6 +17,7 @@ from orthlin._backend.arrays import (
     cholesky,
     choose,
     device,
+    eigh,
     eps,
     eye_like,
     gram,
@@ -28,6 +29,7 @@ from orthlin._backend.arrays import (
     is_host,
     kind,
     namespace,
+    svd,
     wide_dtype,
     working,
 )
@@ -36,8 +38,8 @@ from orthlin._backend.powers import NOT_FINITE, exponent_bound, ldexp, max_expon
 from orthlin._backend.random import Source, random_source, transfer
 
 __all__ = [
-    "NOT_FINITE", "Array", "Library", "Source", "add_product", "adjoint", "cholesky", "choose", "device", "eps",
+    "NOT_FINITE", "Array", "Library", "Source", "add_product", "adjoint", "cholesky", "choose", "device", "eigh", "eps",
     "exponent_bound", "eye_like", "gram", "installed", "inv", "inv_lower", "is_complex", "is_dense", "is_half",
-    "is_host", "kind", "ldexp", "max_exponent", "namespace", "random_source", "transfer", "wide_dtype",
+    "is_host", "kind", "ldexp", "max_exponent", "namespace", "random_source", "svd", "transfer", "wide_dtype",
     "working",
 ]  # fmt: skip

@@ -116,9 +116,9 @@ def wide_dtype(xp: Any, x: Array) -> DType | None:
     return xp.complex128 if is_complex(xp, x) else xp.float64
 
 
-_GRAM_BLOCK = 256  # rows from which halving a Gram product pays
-
 # products and factorizations ---------------------------------------------------------------------
+
+_GRAM_BLOCK = 256  # rows from which halving a Gram product pays
 
 
 def adjoint(xp: Any, x: Array) -> Array:
@@ -181,6 +181,48 @@ def _nan_where_it_fails(xp: Any, name: str, a: Array) -> Array:
         stack = xp.reshape(a, (-1, *a.shape[-2:]))
         each = [_nan_where_it_fails(xp, name, stack[i, ...]) for i in range(stack.shape[0])]
         return xp.reshape(xp.stack(each), a.shape)
+
+
+def eigh(xp: Any, s: Array) -> tuple[Array, ...]:
+    """Eigenvalues and eigenvectors of Hermitian matrices, NaN for one that is all NaN, never an exception."""
+    return _unless_nan(xp, xp.linalg.eigh, xp.linalg.eigh, s)
+
+
+def svd(xp: Any, x: Array) -> tuple[Array, ...]:
+    """Thin singular value decomposition, NaN for a matrix that is all NaN, never an exception.
+
+    MKL gives up on one rank-one complex64 matrix in thirty; it does not on the adjoint in double precision.
+    """
+
+    def of_adjoint(x: Array) -> tuple[Array, ...]:
+        V, s, Uh = xp.linalg.svd(xp.astype(adjoint(xp, x), wide_dtype(xp, x) or x.dtype), full_matrices=False)
+        real = xp.float32 if bits(xp, x) == 32 else xp.float64
+        return xp.astype(adjoint(xp, Uh), x.dtype), xp.astype(s, real), xp.astype(adjoint(xp, V), x.dtype)
+
+    return _unless_nan(xp, lambda x: xp.linalg.svd(x, full_matrices=False), of_adjoint, x)
+
+
+def _unless_nan(
+    xp: Any,
+    first: Callable[[Array], tuple[Array, ...]],
+    second: Callable[[Array], tuple[Array, ...]],
+    x: Array,
+) -> tuple[Array, ...]:
+    """`first(x)`, or if that fails `second` of the finite matrices of the stack and NaN for the others."""
+    try:
+        return first(x)
+    except _refusal(x):
+        ok = xp.all(xp.isfinite(x), axis=(-2, -1), keepdims=True)
+        parts = second(xp.where(ok, x, xp.zeros_like(x)))
+        return tuple(xp.where(ok if p.ndim == x.ndim else ok[..., 0], p, xp.nan) for p in parts)
+
+
+def _refusal(x: Array) -> type[Exception]:
+    if compat.is_torch_array(x):
+        import torch
+
+        return cast("type[Exception]", torch.linalg.LinAlgError)
+    return np.linalg.LinAlgError
 
 
 def inv_lower(xp: Any, a: Array) -> Array:

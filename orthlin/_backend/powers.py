@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import array_api_compat as compat
 
-from orthlin._backend.arrays import Array, bits, device, is_complex, working
+from orthlin._backend.arrays import Array, bits, device, is_complex, is_host, working
 
 _MATRIX: dict[str, Any] = {"axis": (-2, -1), "keepdims": True}
 NOT_FINITE = 1 << 20  # larger than every exponent
@@ -56,19 +56,28 @@ def _exponent(xp: Any, top: Array) -> Array:
 
 
 def ldexp(xp: Any, x: Array, e: Array) -> Array:
-    """X * 2^e, exact up to underflow; integers |e| <= `exponent_bound`, x not of half precision."""
+    """X * 2^e, exact up to underflow, for |e| up to twice `exponent_bound`; x not of half precision."""
     if compat.is_jax_array(x):
         return _jax_ldexp(xp, x, e)
-    kind = _layout(xp, x)
-    real = xp.float32 if kind.integer == xp.int32 else xp.float64
+    bound = exponent_bound(xp, x)
+    if 0 not in e.shape and (not is_host(x) or int(xp.max(xp.abs(e))) > bound):
+        rest = e - xp.clip(e, -bound, bound)
+        x, e = x * _power(xp, x, rest), e - rest
+    return x * _power(xp, x, e)
+
+
+def _power(xp: Any, x: Array, e: Array) -> Array:
+    """2^e in the dtype of `x`."""
+    integer, fraction, bias = _layout(xp, x)
+    real = xp.float32 if integer == xp.int32 else xp.float64
     if compat.is_torch_array(x):
         # pow is not exact on every device: write the exponent field of the number itself
-        factor = (xp.astype(e, kind.integer) + kind.bias << kind.fraction).view(real)
+        factor = (xp.astype(e, integer) + bias << fraction).view(real)
     elif hasattr(xp, "ldexp"):
         factor = xp.ldexp(xp.ones_like(e, dtype=real), e)
     else:
         factor = 2.0 ** xp.astype(e, real)
-    return x * xp.astype(factor, x.dtype)
+    return xp.astype(factor, x.dtype)
 
 
 def _jax_max_exponent(xp: Any, parts: tuple[Array, ...]) -> Array:
@@ -91,19 +100,25 @@ def _magnitude(bits: Array) -> Array:
 
 
 def _jax_ldexp(xp: Any, x: Array, e: Array) -> Array:
+    """The same in integers, subnormal results included, rounded to the nearest."""
     from jax.lax import bitcast_convert_type, complex
 
     if is_complex(xp, x):
         return complex(_jax_ldexp(xp, xp.real(x), e), _jax_ldexp(xp, xp.imag(x), e))
-    kind = _layout(xp, x)
-    bits = _magnitude(bitcast_convert_type(x, kind.integer))
-    fraction = bits & ((1 << kind.fraction) - 1)
-    subnormal = bits == fraction
-
-    def power(k: Array) -> Array:
-        exact = bitcast_convert_type(xp.astype(k + kind.bias, kind.integer) << kind.fraction, x.dtype)
-        return xp.where(k > -kind.bias, exact, 0.0)
-
-    # a subnormal x is fraction * 2^(1 - bias - fraction bits), with the sign bit of x
-    exact = xp.copysign(xp.astype(fraction, x.dtype) * power(e + 1 - kind.bias - kind.fraction), x)
-    return xp.where(subnormal, exact, x * power(e))
+    integer, fraction, bias = _layout(xp, x)
+    one = xp.asarray(1, integer)
+    infinity = 2 * bias + 1 << fraction
+    bits = bitcast_convert_type(x, integer)
+    magnitude, e = _magnitude(bits), xp.astype(e, integer)
+    # a subnormal number is its bits, as an integer, times 2^(1 - bias - fraction)
+    subnormal = magnitude >> fraction == 0
+    number = xp.where(subnormal, bitcast_convert_type(xp.astype(magnitude, x.dtype), integer), magnitude)
+    e = xp.where(subnormal, e + 1 - bias - fraction, e)
+    field = (number >> fraction) + e
+    normal = xp.where(field > 2 * bias, infinity, number + (e << fraction))
+    mantissa = number & (one << fraction) - 1 | one << fraction
+    shift = xp.clip(1 - field, 1, fraction + 2)
+    rounded = mantissa + (one << shift - 1) - 1 + (mantissa >> shift & 1) >> shift
+    result = xp.where(field > 0, normal, rounded)
+    result = xp.where((magnitude == 0) | (magnitude >= infinity), magnitude, result)
+    return bitcast_convert_type(result | bits ^ magnitude, x.dtype)

@@ -33,16 +33,16 @@ def random_source(rng: Any, like: Array) -> Source:
 
 
 def _seed(rng: Any) -> int | None:
-    """63 bits, which every library takes, from None, an int or a SeedSequence; None from anything else."""
+    """32 bits, all that torch takes on the CPU, from None, an int or a SeedSequence; None from anything else."""
     if isinstance(rng, int | np.integer) and not isinstance(rng, bool):
         if rng < 0:
             raise RngError(f"rng: a seed must not be negative, got {rng}")
-        if rng < 1 << 63:
+        if rng < 1 << 32:
             return int(rng)
         rng = np.random.SeedSequence(int(rng))
     elif rng is None:
         rng = np.random.SeedSequence()
-    return int(rng.generate_state(1, np.uint64)[0] >> 1) if isinstance(rng, np.random.SeedSequence) else None
+    return int(rng.generate_state(1)[0]) if isinstance(rng, np.random.SeedSequence) else None
 
 
 def _rng_error(rng: Any, native: str) -> RngError:
