@@ -58,7 +58,8 @@ def lowrank_orth(
     n_iter : int
         Power iterations on the sketch; one recovers most of what a plain sketch misses.
     n_oversamples : int
-        Columns drawn beyond r; the projected block is cut back to its r leading singular directions.
+        Columns drawn beyond r; the projected block is cut back to its r leading singular directions, by
+        a decomposition that synchronises on torch's devices, the one thing here that does.
     sketch : {"gaussian", "columns", "sparse_sign"}
         How Omega is drawn.  "columns" takes r columns of G, uniformly out of all: cheaper, and far worse where
         few columns hold the energy.

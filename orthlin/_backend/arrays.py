@@ -134,7 +134,7 @@ def gram(xp: Any, x: Array) -> Array:
     """X X^H, by a symmetric rank-k update where there is one.
 
     NumPy makes one of `x @ x.mT`.  For torch on the CPU the lower triangle is multiplied by halves, which
-    saves up to 3/8 of the flops; on devices one launch is worth more than the flops.
+    saves up to half of the flops; on devices one launch is worth more than the flops.
     """
     if not _by_halves(x):
         return x @ adjoint(xp, x)
