@@ -30,7 +30,7 @@ def newton_sign(xp: Any, X: Array) -> Array:
         largest = xp.max(xp.abs(inverse), axis=(-2, -1), keepdims=True)
         inverse = xp.where(eps * norm * largest < 1, inverse, xp.nan)  # else its norm might overflow
         root = xp.sqrt(norm * frobenius(xp, inverse))
-        mu = xp.astype(root / norm, X.dtype)
+        mu = be.convert(xp, root / norm, X.dtype)
         new = (mu * X + inverse / mu) / 2
         size = frobenius(xp, new)
         new = xp.where(done | (size > _LOST * eps * root**3), new, xp.nan)
@@ -40,5 +40,8 @@ def newton_sign(xp: Any, X: Array) -> Array:
         if host and bool(xp.all(done | xp.isnan(change))):
             break
     if host and not bool(xp.all(done)):
-        raise SingularError("A: has an eigenvalue on the imaginary axis to working precision, so it has no sign")
+        raise SingularError(
+            "A: has an eigenvalue on the imaginary axis to working precision, so it has no sign; "
+            "add a multiple of the identity first to split the spectrum elsewhere"
+        )
     return xp.where(done, X, xp.nan)

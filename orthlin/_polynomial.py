@@ -24,11 +24,11 @@ def apply(xp: Any, X: Array, schedule: Schedule, form: str, dtype: Any = None, n
     Gram form may add to p(x).
     """
     if 0 in X.shape:
-        return X if dtype is None else xp.astype(X, dtype)
+        return X if dtype is None else be.convert(xp, X, dtype)
     if X.shape[-2] > X.shape[-1]:
         return be.adjoint(xp, apply(xp, be.adjoint(xp, X), schedule, form, dtype, noise))
     if dtype is not None and dtype != X.dtype:
-        X = xp.astype(_divide(xp, X, frobenius(xp, X)), dtype)  # a Gram matrix in float16 would overflow
+        X = be.convert(xp, _divide(xp, X, frobenius(xp, X)), dtype)  # a Gram matrix in float16 would overflow
     error = _check(xp, X, schedule)
     S = be.gram(xp, X)
     norm = be.working(xp, frobenius(xp, S)) * (1 + 4 * be.eps(xp, X))
@@ -99,7 +99,7 @@ def rank_filter(line: float) -> Schedule:
 
 
 def _divide(xp: Any, X: Array, norm: Array) -> Array:
-    return X / xp.astype(xp.where(norm > 0, norm, xp.ones_like(norm)), X.dtype)
+    return X / be.convert(xp, xp.where(norm > 0, norm, xp.ones_like(norm)), X.dtype)
 
 
 def _horner(xp: Any, S: Array, higher: list[float], *, hermitian: bool) -> tuple[float, Array]:

@@ -177,9 +177,9 @@ def unit(form: str, /, **given: Array) -> tuple[Any, ...]:
         check.companion(xp, x, other, first, name)
     _check_shapes(form, given)
     wide = [be.working(xp, x) for x in given.values()]
-    wide = [xp.astype(x, be.wide_dtype(xp, x) or x.dtype) for x in wide]
+    wide = [be.convert(xp, x, be.wide_dtype(xp, x) or x.dtype) for x in wide]
     dtype = xp.result_type(*wide)
-    return xp, *(unit_scale(xp, xp.astype(x, dtype), name) for x, name in zip(wide, given, strict=True))
+    return xp, *(unit_scale(xp, be.convert(xp, x, dtype), name) for x, name in zip(wide, given, strict=True))
 
 
 def _check_shapes(form: str, given: dict[str, Array]) -> None:

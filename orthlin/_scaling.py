@@ -40,4 +40,4 @@ def frobenius(xp: Any, x: Array) -> Array:
     wide = be.wide_dtype(xp, norms) if x.shape[long] > _LONG else None
     if wide is None:
         return xp.linalg.vector_norm(norms, axis=long, keepdims=True)
-    return xp.astype(xp.linalg.vector_norm(xp.astype(norms, wide), axis=long, keepdims=True), norms.dtype)
+    return be.convert(xp, xp.linalg.vector_norm(be.convert(xp, norms, wide), axis=long, keepdims=True), norms.dtype)

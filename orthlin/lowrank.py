@@ -116,7 +116,7 @@ def lowrank_orth(
     """
     Q, M, C = _triple(G, r, n_iter, n_oversamples, sketch, test_matrix, method, rng)
     result = (Q @ M) @ C if G.shape[-2] <= G.shape[-1] else Q @ (M @ C)
-    return be.namespace(G).astype(result, G.dtype)
+    return be.convert(be.namespace(G), result, G.dtype)
 
 
 def lowrank_orth_factors(
@@ -170,7 +170,7 @@ def lowrank_orth_factors(
     """
     Q, M, C = _triple(G, r, n_iter, n_oversamples, sketch, test_matrix, method, rng)
     xp = be.namespace(G)
-    return LowRankOrth(xp.astype(Q, G.dtype), xp.astype(M @ C, G.dtype))
+    return LowRankOrth(be.convert(xp, Q, G.dtype), be.convert(xp, M @ C, G.dtype))
 
 
 def _triple(
@@ -191,7 +191,7 @@ def _triple(
     check.option(method, "method", METHODS)
     r = int(r)
     X, _ = unit_scale(xp, be.working(xp, G), "G", keep=32)
-    X = xp.astype(X, G.dtype) if method == "fast" and n_iter == 0 else X
+    X = be.convert(xp, X, G.dtype) if method == "fast" and n_iter == 0 else X
     Y = powered_sketch(xp, X, width, n_iter, "qr", sketch, test_matrix, rng)
     if 0 in Y.shape:
         C = xp.zeros((*X.shape[:-2], width, X.shape[-1]), dtype=X.dtype, device=be.device(X))
@@ -214,7 +214,7 @@ def _exact(xp: Any, Q: Array, C: Array, r: int) -> tuple[Array, Array, Array]:
         return Q, apply(xp, unit_scale(xp, T, "G")[0], rank_filter(line), "newton_schulz"), Vh
     left, s, right = be.svd(xp, T)
     kept = s[..., None, :] > line * xp.max(s, axis=-1, keepdims=True)[..., None]
-    left, right = (left * xp.astype(kept, C.dtype))[..., :r], right[..., :r, :]
+    left, right = (left * be.convert(xp, kept, C.dtype))[..., :r], right[..., :r, :]
     if r == C.shape[-2]:
         return Q, left @ right, Vh
     return Q @ left, be.eye_like(xp, C, r), right @ Vh
@@ -229,10 +229,10 @@ def _by_gram(xp: Any, Q: Array, C: Array, r: int) -> tuple[Array, Array, Array]:
     mild = s[..., -1:] <= MILD**2 * r * s[..., :1]
 
     def single() -> tuple[Array, Array, Array]:
-        return Q, xp.astype(root, C.dtype), C
+        return Q, be.convert(xp, root, C.dtype), C
 
     def double() -> tuple[Array, Array, Array]:
-        W = xp.astype(root @ xp.astype(C, root.dtype), C.dtype)
+        W = be.convert(xp, root @ be.convert(xp, C, root.dtype), C.dtype)
         return _leading(xp, Q, V), be.eye_like(xp, C, r), W
 
     def quick() -> Any:
@@ -244,15 +244,15 @@ def _by_gram(xp: Any, Q: Array, C: Array, r: int) -> tuple[Array, Array, Array]:
 def _fast(xp: Any, X: Array, Y: Array, r: int) -> tuple[Array, Array, Array]:
     """One Cholesky QR pass, then (C C^H)^(-1/2) C; Gram matrices in float64 where there is one."""
     _, inverse = _cholesky_inverse(xp, be.adjoint(xp, Y))
-    Q = Y @ xp.astype(be.adjoint(xp, inverse), Y.dtype)
+    Q = Y @ be.convert(xp, be.adjoint(xp, inverse), Y.dtype)
     C = be.adjoint(xp, Q) @ X
     if be.is_host(X) or r < C.shape[-2]:
         _, V, root = _inverse_root(xp, _wide_gram(xp, C), r)
-        return _leading(xp, Q, V), xp.astype(root, C.dtype), C
+        return _leading(xp, Q, V), be.convert(xp, root, C.dtype), C
     # C = L V^H with orthonormal rows of V^H = L^-1 C, so msign(C) = msign(L) L^-1 C
     L, inverse = _cholesky_inverse(xp, C)
     sign = apply(xp, unit_scale(xp, L, "G")[0], converging(1e-4, be.eps(xp, L)), "newton_schulz")
-    return Q, xp.astype(sign @ inverse, C.dtype), C
+    return Q, be.convert(xp, sign @ inverse, C.dtype), C
 
 
 def _inverse_root(xp: Any, S: Array, r: int) -> tuple[Array, Array, Array]:
@@ -260,18 +260,18 @@ def _inverse_root(xp: Any, S: Array, r: int) -> tuple[Array, Array, Array]:
     s, V = be.eigh(xp, S)
     s, V = s[..., None, -r:], V[..., -r:]
     inverse = xp.where(s > 0, 1 / xp.sqrt(xp.where(s > 0, s, xp.ones_like(s))), xp.zeros_like(s))
-    scaled = V * xp.astype(inverse, V.dtype)
+    scaled = V * be.convert(xp, inverse, V.dtype)
     return s, V, be.adjoint(xp, scaled) if r < S.shape[-1] else scaled @ be.adjoint(xp, V)
 
 
 def _leading(xp: Any, Q: Array, V: Array) -> Array:
     """Basis Q rotated to the leading directions V, as it is where V spans everything."""
-    return Q if V.shape[-1] == V.shape[-2] else Q @ xp.astype(V, Q.dtype)
+    return Q if V.shape[-1] == V.shape[-2] else Q @ be.convert(xp, V, Q.dtype)
 
 
 def _wide_gram(xp: Any, x: Array) -> Array:
     x = be.working(xp, x)
-    return be.gram(xp, xp.astype(x, be.wide_dtype(xp, x) or x.dtype))
+    return be.gram(xp, be.convert(xp, x, be.wide_dtype(xp, x) or x.dtype))
 
 
 def _cholesky_inverse(xp: Any, x: Array) -> tuple[Array, Array]:

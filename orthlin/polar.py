@@ -107,7 +107,7 @@ def orthogonalize(
     check.option(method, "method", METHODS)
     X, _ = unit_scale(xp, be.working(xp, A), "A")
     if schedule is None and tol is None:
-        return xp.astype(_unitary(xp, X, method), A.dtype)
+        return be.convert(xp, _unitary(xp, X, method), A.dtype)
     if tol is not None:
         if schedule is not None:
             raise OptionError("tol: choose either schedule or tol, got both")
@@ -118,7 +118,7 @@ def orthogonalize(
         raise OptionError("method: 'svd' takes neither schedule nor tol; leave them out or choose 'newton_schulz'")
     dtype = X.dtype if isinstance(A, np.ndarray) else A.dtype  # NumPy is slower in float16, and rounds every term
     O = apply(xp, X, schedule, method, dtype, GRAM_NOISE if tol is None else min(tol / 10, GRAM_NOISE))
-    return xp.astype(O, A.dtype)
+    return be.convert(xp, O, A.dtype)
 
 
 def _for_tolerance(xp: Any, A: Array, tol: float) -> Schedule:
@@ -191,7 +191,7 @@ def polar(A: Array, /, *, side: str = "right", method: str = "auto") -> PolarRes
     H = _hermitian(xp, Uh @ X if right else X @ Uh)
     if right != (side == "right"):  # A = U H = (U H U^H) U; X U^H would be semidefinite only to first order
         H = _hermitian(xp, U @ H @ Uh if right else Uh @ H @ U)
-    return PolarResult(xp.astype(U, A.dtype), xp.astype(be.ldexp(xp, H, e), A.dtype))
+    return PolarResult(be.convert(xp, U, A.dtype), be.convert(xp, be.ldexp(xp, H, e), A.dtype))
 
 
 def matrix_sign(A: Array, /, *, method: str = "newton", schedule: Schedule | None = None) -> Array:
@@ -254,7 +254,7 @@ def matrix_sign(A: Array, /, *, method: str = "newton", schedule: Schedule | Non
         raise OptionError("schedule: method 'newton' takes none; choose 'newton_schulz'")
     else:
         S = newton_sign(xp, X)
-    return xp.astype(S, A.dtype)
+    return be.convert(xp, S, A.dtype)
 
 
 def _hermitian(xp: Any, H: Array) -> Array:
@@ -275,8 +275,8 @@ def _unitary(xp: Any, X: Array, method: str) -> Array:
     if wide is None:
         U = _svd_unitary(xp, X)
     else:
-        U, good = _eigh_unitary(xp, xp.astype(X, wide), be.eps(xp, X))
-        U = xp.astype(U, X.dtype)
+        U, good = _eigh_unitary(xp, be.convert(xp, X, wide), be.eps(xp, X))
+        U = be.convert(xp, U, X.dtype)
         if not bool(xp.all(good)):
             U = xp.where(good, U, _svd_unitary(xp, X))
     return xp.where(frobenius(xp, X) > 0, U, xp.zeros_like(U))
@@ -293,5 +293,5 @@ def _eigh_unitary(xp: Any, X: Array, eps: float) -> tuple[Array, Array]:
     s = s[..., None, :]
     low, high = xp.min(s, axis=-1, keepdims=True), xp.max(s, axis=-1, keepdims=True)
     good = low * eps > 16 * be.eps(xp, X) * high
-    root = xp.astype(xp.sqrt(xp.where(good, s, xp.ones_like(s))), X.dtype)
+    root = be.convert(xp, xp.sqrt(xp.where(good, s, xp.ones_like(s))), X.dtype)
     return X @ ((V / root) @ be.adjoint(xp, V)), good

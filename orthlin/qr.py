@@ -94,7 +94,7 @@ def qr(A: Array, /, *, method: str = "auto") -> QRResult:
         Q, R = _cholesky_qr(xp, X, passes=3, shifted=True)
     else:
         Q, R = thin_qr(xp, X) if method == "auto" else _householder(xp, X)
-    return QRResult(xp.astype(Q, A.dtype), xp.astype(be.ldexp(xp, R, e), A.dtype))
+    return QRResult(be.convert(xp, Q, A.dtype), be.convert(xp, be.ldexp(xp, R, e), A.dtype))
 
 
 def thin_qr(xp: Any, X: Array) -> tuple[Array, Array]:
@@ -123,7 +123,7 @@ def _householder(xp: Any, X: Array) -> tuple[Array, Array]:
     def nudged() -> tuple[Array, Array]:
         size = be.eps(xp, X) / 2 * frobenius(xp, X) / min(m, n) ** 0.5
         diagonal = xp.eye(m, n, dtype=X.dtype, device=be.device(X))
-        return tuple(xp.linalg.qr(X + xp.astype(size, X.dtype) * diagonal, mode="reduced"))
+        return tuple(xp.linalg.qr(X + be.convert(xp, size, X.dtype) * diagonal, mode="reduced"))
 
     Q, R = be.choose(xp, finite, lambda: (Q, R), nudged)
     return Q, R
@@ -149,15 +149,15 @@ def _wide_pass(xp: Any, X: Array, wide: Any) -> tuple[Array, Array, Array]:
     The Gram matrix loses eps_wide cond^2; the product X R^-1 in single precision loses eps cond, so it is
     taken in the wider dtype unless cond is mild.
     """
-    L, inverse, cond = _cholesky(xp, be.gram(xp, xp.astype(be.adjoint(xp, X), wide)))
+    L, inverse, cond = _cholesky(xp, be.gram(xp, be.convert(xp, be.adjoint(xp, X), wide)))
     factor = be.adjoint(xp, inverse)
     (Q,) = be.choose(
         xp,
         cond <= MILD * X.shape[-1] ** 0.5,
-        lambda: (X @ xp.astype(factor, X.dtype),),
-        lambda: (xp.astype(xp.astype(X, wide) @ factor, X.dtype),),
+        lambda: (X @ be.convert(xp, factor, X.dtype),),
+        lambda: (be.convert(xp, be.convert(xp, X, wide) @ factor, X.dtype),),
     )
-    return Q, xp.astype(be.adjoint(xp, L), X.dtype), cond**2 <= 0.25 * be.eps(xp, X) / be.eps(xp, L)
+    return Q, be.convert(xp, be.adjoint(xp, L), X.dtype), cond**2 <= 0.25 * be.eps(xp, X) / be.eps(xp, L)
 
 
 def _cholesky_qr(xp: Any, X: Array, passes: int, *, shifted: bool = False) -> tuple[Array, Array]:

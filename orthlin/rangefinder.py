@@ -7,7 +7,7 @@ from orthlin import _backend as be
 from orthlin import _checks as check
 from orthlin import sketch as sk
 from orthlin._scaling import unit_scale
-from orthlin.errors import NonFiniteError, ShapeError
+from orthlin.errors import DeviceError, NonFiniteError, ShapeError
 from orthlin.qr import thin_qr
 
 Array = Any
@@ -91,7 +91,7 @@ def randomized_range_finder(
     check.option(sketch, "sketch", sk.KINDS)
     X, _ = unit_scale(xp, be.working(xp, A), "A")
     Y = powered_sketch(xp, X, width, n_iter, normalizer, sketch, test_matrix, rng)
-    return xp.astype(thin_qr(xp, Y)[0], A.dtype)
+    return be.convert(xp, thin_qr(xp, Y)[0], A.dtype)
 
 
 def sketch_width(xp: Any, A: Array, rank: Any, n_oversamples: Any, test_matrix: Array | None, name: str) -> int:
@@ -133,8 +133,8 @@ def powered_sketch(
     if test_matrix is None:
         Y = _sketched(xp, X, width, kind, rng)
     else:
-        omega, _ = unit_scale(xp, be.working(xp, test_matrix), "test_matrix")
-        Y = X @ xp.astype(omega, X.dtype)
+        omega, _ = unit_scale(xp, be.working(xp, test_matrix), "test_matrix", keep=8)
+        Y = X @ be.convert(xp, omega, X.dtype)
     for _ in range(n_iter):
         if normalizer == "qr":
             Y = X @ thin_qr(xp, be.adjoint(xp, X) @ thin_qr(xp, Y)[0])[0]
@@ -192,7 +192,7 @@ def adaptive_range_finder(
 
     Raises
     ------
-    ArrayTypeError, DTypeError, ShapeError, OptionError, RankError, RngError
+    ArrayTypeError, DTypeError, ShapeError, DeviceError, OptionError, RankError, RngError
         If an argument is not as described.
     NonFiniteError
         If A holds NaN or infinity.
@@ -217,6 +217,10 @@ def adaptive_range_finder(
     xp = check.matrix(A, "A")
     if A.ndim != 2:
         raise ShapeError(f"A: expected one matrix of shape (m, n), got {tuple(A.shape)}; loop over a stack")
+    if str(be.device(A)) == "meta":
+        raise DeviceError(
+            "A: has no values on the meta device, which the width depends on; use randomized_range_finder"
+        )
     tol = check.positive(tol, "tol")
     limit = min(A.shape) if max_rank is None else check.rank(max_rank, "max_rank", A.shape)
     block = check.count(block_size, "block_size", low=1)
@@ -232,13 +236,13 @@ def adaptive_range_finder(
     while Q.shape[1] < limit:
         Y = X @ _normal(xp, source, (X.shape[1], probes), X)
         Y = Y - Q @ (be.adjoint(xp, Q) @ Y)
-        largest = float(xp.max(xp.linalg.vector_norm(Y, axis=0)))
+        largest = be.scalar(xp.max(xp.linalg.vector_norm(Y, axis=0)))
         if math.isnan(largest):
             raise NonFiniteError("A: holds NaN or infinity; remove or replace them first")
         if largest <= bound:
             break
         Q = _extended(xp, Q, Y[:, : min(block, limit - Q.shape[1])])
-    return xp.astype(Q, A.dtype)
+    return be.convert(xp, Q, A.dtype)
 
 
 def _extended(xp: Any, Q: Array, Y: Array) -> Array:
@@ -248,7 +252,7 @@ def _extended(xp: Any, Q: Array, Y: Array) -> Array:
     """
     Y, _ = thin_qr(xp, unit_scale(xp, Y, "A")[0])
     Z, R = thin_qr(xp, Y - Q @ (be.adjoint(xp, Q) @ Y))
-    if float(xp.min(xp.abs(xp.linalg.diagonal(R)))) < 0.5:
+    if be.scalar(xp.min(xp.abs(xp.linalg.diagonal(R)))) < 0.5:
         return thin_qr(xp, xp.concat([Q, Y], axis=1))[0]
     return xp.concat([Q, Z], axis=1)
 

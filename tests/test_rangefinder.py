@@ -238,3 +238,13 @@ def test_nothing_is_written_to():
 def test_a_bad_option_is_an_error_that_names_it(options, error, named):
     with pytest.raises(error, match=named):
         randomized_range_finder(gaussian(*SHAPE), options.pop("rank"), **options)
+
+
+def test_the_adaptive_range_finder_reads_values_outside_the_graph_and_refuses_meta_tensors():
+    A = torch.from_numpy(gaussian(20, 12))
+    assert torch.equal(
+        adaptive_range_finder(A.clone().requires_grad_(), tol=1e-8, rng=0).detach(),
+        adaptive_range_finder(A, tol=1e-8, rng=0),
+    )
+    with pytest.raises(DeviceError, match="meta"):
+        adaptive_range_finder(A.to("meta"), tol=1e-8)

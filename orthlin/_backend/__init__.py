@@ -16,6 +16,7 @@ from orthlin._backend.arrays import (
     adjoint,
     cholesky,
     choose,
+    convert,
     device,
     eigh,
     eps,
@@ -29,6 +30,7 @@ from orthlin._backend.arrays import (
     is_host,
     kind,
     namespace,
+    scalar,
     svd,
     wide_dtype,
     working,
@@ -38,8 +40,8 @@ from orthlin._backend.powers import NOT_FINITE, exponent_bound, ldexp, max_expon
 from orthlin._backend.random import Source, random_source, transfer
 
 __all__ = [
-    "NOT_FINITE", "Array", "Library", "Source", "add_product", "adjoint", "cholesky", "choose", "device", "eigh", "eps",
-    "exponent_bound", "eye_like", "gram", "installed", "inv", "inv_lower", "is_complex", "is_dense", "is_half",
-    "is_host", "kind", "ldexp", "max_exponent", "namespace", "random_source", "svd", "transfer", "wide_dtype",
-    "working",
+    "NOT_FINITE", "Array", "Library", "Source", "add_product", "adjoint", "cholesky", "choose", "convert", "device",
+    "eigh", "eps", "exponent_bound", "eye_like", "gram", "installed", "inv", "inv_lower", "is_complex", "is_dense",
+    "is_half", "is_host", "kind", "ldexp", "max_exponent", "namespace", "random_source", "scalar", "svd", "transfer",
+    "wide_dtype", "working",
 ]  # fmt: skip

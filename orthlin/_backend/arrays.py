@@ -42,6 +42,11 @@ def is_host(x: Array) -> bool:
     return bool(device(x) == info.default_device())
 
 
+def scalar(x: Array) -> float:
+    """Read one number from its device, outside the graph of torch."""
+    return float(x.detach() if compat.is_torch_array(x) else x)
+
+
 # dtypes ------------------------------------------------------------------------------------------
 
 
@@ -92,6 +97,11 @@ def eps(xp: Any, x: Array) -> float:
 def working(xp: Any, x: Array) -> Array:
     """Return `x`, in float32 if it is of half precision."""
     return xp.astype(x, xp.float32) if is_half(xp, x) else x
+
+
+def convert(xp: Any, x: Array, dtype: DType) -> Array:
+    """Return `x` in `dtype`, `x` itself if it has it already."""
+    return xp.astype(x, dtype, copy=False)
 
 
 @cache
