@@ -1,6 +1,6 @@
 """Orthogonalize matrices, fully or at low rank, on any array library."""
 
-from orthlin import errors, metrics, schedules, sketch
+from orthlin import errors, metrics, schedules, sketch, steppers
 from orthlin.lowrank import LowRankOrth, lowrank_orth, lowrank_orth_factors
 from orthlin.polar import PolarResult, matrix_sign, orthogonalize, polar
 from orthlin.qr import QRResult, qr
@@ -24,4 +24,5 @@ __all__ = [
     "randomized_range_finder",
     "schedules",
     "sketch",
+    "steppers",
 ]

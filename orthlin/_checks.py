@@ -100,10 +100,22 @@ def option(value: Any, name: str, accepted: Collection[str]) -> None:
 
 def positive(value: Any, name: str, below: float = math.inf) -> float:
     """`value` as a float in (0, below)."""
-    number = math.nan
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        with suppress(OverflowError):
-            number = float(value)
+    number = _number(value)
     if not 0 < number < below:
         raise OptionError(f"{name}: expected a number between 0 and {below}, got {value!r}")
     return number
+
+
+def non_negative(value: Any, name: str, below: float = math.inf) -> float:
+    """`value` as a float in [0, below)."""
+    number = _number(value)
+    if not 0 <= number < below:
+        raise OptionError(f"{name}: expected a number of at least 0 and below {below}, got {value!r}")
+    return number
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            return float(value)
+    return math.nan

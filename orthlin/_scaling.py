@@ -7,6 +7,7 @@ from orthlin.errors import NonFiniteError
 
 Array = Any
 _LONG = 4096
+KEEP = 32  # magnitudes of an exponent at which products and their squares are far from the limits of float32
 
 
 def unit_scale(xp: Any, x: Array, name: str, *, keep: int = 0) -> tuple[Array, Array]:
@@ -27,6 +28,17 @@ def unit_scale(xp: Any, x: Array, name: str, *, keep: int = 0) -> tuple[Array, A
         if max(-low, high) <= keep:
             return x, xp.zeros_like(e)
     return be.ldexp(xp, x, -e), e
+
+
+def finite_scale(xp: Any, x: Array) -> tuple[Array, Array, Array]:
+    """`unit_scale` that raises nothing: X is zero where a matrix is not finite; and which ones are, (..., 1, 1)."""
+    e = be.max_exponent(xp, x)
+    finite = e != be.NOT_FINITE
+    if not (be.is_host(x) and bool(xp.all(finite))):
+        x, e = xp.where(finite, x, xp.zeros_like(x)), xp.where(finite, e, xp.zeros_like(e))
+    elif 0 in e.shape or max(-int(xp.min(e)), int(xp.max(e))) <= KEEP:
+        return x, xp.zeros_like(e), finite
+    return be.ldexp(xp, x, -e), e, finite
 
 
 def frobenius(xp: Any, x: Array) -> Array:

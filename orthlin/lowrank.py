@@ -6,7 +6,7 @@ from orthlin import _backend as be
 from orthlin import _checks as check
 from orthlin import sketch as sk
 from orthlin._polynomial import apply, converging, rank_filter
-from orthlin._scaling import unit_scale
+from orthlin._scaling import KEEP, unit_scale
 from orthlin.qr import MILD, thin_qr
 from orthlin.rangefinder import powered_sketch, sketch_width
 
@@ -190,7 +190,7 @@ def _triple(
     check.option(sketch, "sketch", sk.KINDS)
     check.option(method, "method", METHODS)
     r = int(r)
-    X, _ = unit_scale(xp, be.working(xp, G), "G", keep=32)
+    X, _ = unit_scale(xp, be.working(xp, G), "G", keep=KEEP)
     X = be.convert(xp, X, G.dtype) if method == "fast" and n_iter == 0 else X
     Y = powered_sketch(xp, X, width, n_iter, "qr", sketch, test_matrix, rng)
     if 0 in Y.shape:
@@ -198,11 +198,25 @@ def _triple(
         return Y[..., :r], xp.zeros((r, width), dtype=X.dtype, device=be.device(X)), C
     if method == "fast":
         return _fast(xp, X, Y, r)
+    Q, C = _projected(xp, X, Y)
+    return _exact(xp, Q, C, r) if method == "exact" else _auto(xp, Q, C, r)
+
+
+def block_factors(xp: Any, X: Array, Y: Array) -> tuple[Array, Array, Array]:
+    """Q, B and W of X in a safe range and its sketch Y: a basis of the range of Y, B = Q^H X, W = msign(B)."""
+    Q, B = _projected(xp, X, Y)
+    _, M, C = _auto(xp, Q, B, B.shape[-2])
+    return Q, B, M @ C
+
+
+def _projected(xp: Any, X: Array, Y: Array) -> tuple[Array, Array]:
     Q, _ = thin_qr(xp, Y)
-    C = be.adjoint(xp, Q) @ X
-    if method == "exact" or be.wide_dtype(xp, X) is None or not be.is_host(X):
-        return _exact(xp, Q, C, r)
-    return _by_gram(xp, Q, C, r)
+    return Q, be.adjoint(xp, Q) @ X
+
+
+def _auto(xp: Any, Q: Array, C: Array, r: int) -> tuple[Array, Array, Array]:
+    cheap = be.is_host(C) and be.wide_dtype(xp, C) is not None
+    return _by_gram(xp, Q, C, r) if cheap else _exact(xp, Q, C, r)
 
 
 def _exact(xp: Any, Q: Array, C: Array, r: int) -> tuple[Array, Array, Array]:

@@ -37,11 +37,11 @@ from orthlin._backend.arrays import (
 )
 from orthlin._backend.libraries import Library, installed
 from orthlin._backend.powers import NOT_FINITE, exponent_bound, ldexp, max_exponent
-from orthlin._backend.random import Source, random_source, transfer
+from orthlin._backend.random import Source, random_source, stream, transfer
 
 __all__ = [
     "NOT_FINITE", "Array", "Library", "Source", "add_product", "adjoint", "cholesky", "choose", "convert", "device",
     "eigh", "eps", "exponent_bound", "eye_like", "gram", "installed", "inv", "inv_lower", "is_complex", "is_dense",
-    "is_half", "is_host", "kind", "ldexp", "max_exponent", "namespace", "random_source", "scalar", "svd", "transfer",
-    "wide_dtype", "working",
+    "is_half", "is_host", "kind", "ldexp", "max_exponent", "namespace", "random_source", "scalar", "stream", "svd",
+    "transfer", "wide_dtype", "working",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Random numbers from an explicit source: native generators, or the host's."""
 
 import itertools
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,6 +31,16 @@ def random_source(rng: Any, like: Array) -> Source:
     if seed is None:
         raise _rng_error(rng, "")
     return random_source(np.random.default_rng(rng), like)
+
+
+def stream(seed: int, name: str, step: Any, like: Array) -> Any:
+    """Source for `random_source` that is a function of seed, name and step alone; a traced step is fine on JAX."""
+    tag = zlib.crc32(name.encode())
+    if not compat.is_jax_array(like):
+        return np.random.SeedSequence((seed, tag, int(step)))
+    import jax
+
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), tag), step)
 
 
 def _seed(rng: Any) -> int | None:

@@ -1,0 +1,190 @@
+"""The direction of an orthogonalized step: full, or at low rank with what it leaves out put back."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from orthlin import _backend as be
+from orthlin import _checks as check
+from orthlin import sketch as sk
+from orthlin._scaling import finite_scale, frobenius
+from orthlin.errors import RankError
+from orthlin.lowrank import block_factors
+from orthlin.polar import orthogonalize
+from orthlin.rangefinder import powered_sketch
+from orthlin.schedules import Schedule
+
+Array = Any
+Rank = int | float | Callable[[Any], int | float] | None
+
+SCALES = ("none", "spectral", "rms", "rms_rank", "nuclear")
+RMS = 0.2  # root mean square of the entries of a step of AdamW
+# A tail below this share of ||X||_F^2 is put back in proportion to its size: at the level of rounding it is noise.
+TAIL_FLOOR = 1e-4
+
+
+class Direction(NamedTuple):
+    """O = c X + Q V for finite X (just X if Q is None), and what comes with it.
+
+    `right` is the next warm start; (Q, block) the part 2^e Q B of the input that was captured; `length` the
+    step scaling; `finite` tells the matrices whose input was finite, the others have X = 0.
+    """
+
+    X: Array
+    c: Array
+    Q: Array | None
+    V: Array | None
+    right: Array | None
+    block: Array | None
+    length: Array | float
+    finite: Array
+
+    def dense(self) -> Array:
+        """Return the direction as one array."""
+        if self.Q is None:
+            return self.X
+        return self.Q @ self.V if self.c is None else self.c * self.X + self.Q @ self.V
+
+
+def tail_weight(r: int, k: int) -> float:
+    r"""Weight of the tail of a direction, :math:`\alpha = \sqrt{8 r / k}`.
+
+    Parameters
+    ----------
+    r, k : int
+        Rank of the direction, and min(m, n) of the matrix.
+
+    Returns
+    -------
+    float
+        alpha; with it :math:`\|O\|_F^2 = r + 8 r (k - r)/k`.
+
+    Examples
+    --------
+    >>> tail_weight(16, 128), tail_weight(64, 128)
+    (1.0, 2.0)
+    """
+    return math.sqrt(8 * r / k)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a direction is made; see :func:`orthlin.steppers.muon` for the fields."""
+
+    rank: Rank = None
+    n_iter: int = 0
+    sketch: str = "gaussian"
+    warm_start: bool = False
+    tail: float | str = 0.0
+    scale: str = "none"
+    schedule: Schedule | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.rank is None or callable(self.rank)):
+            _rank(self.rank, 1)
+        check.count(self.n_iter, "n_iter")
+        check.option(self.sketch, "sketch", sk.KINDS)
+        check.option(self.scale, "scale", SCALES)
+        check.count(self.seed, "seed")
+        if self.tail != "auto":
+            check.non_negative(self.tail, "tail")
+
+    def width(self, shape: tuple[int, ...], step: Any = 0) -> int | None:
+        """Rank at a step for matrices of a shape, None for full."""
+        k = min(shape[-2:])
+        rank = self.rank(step) if callable(self.rank) else self.rank
+        r = k if rank is None else _rank(rank, k)
+        return None if r >= k else r
+
+    def first_right(self, xp: Any, X: Array, name: str) -> Array | None:
+        """Right factor to start warm from, Gaussian rows of length about one; None without a warm start."""
+        full = min(X.shape[-2:]) if callable(self.rank) else None  # the rank may fall later
+        r = self.width(X.shape) or full
+        if r is None or not self.warm_start:
+            return None
+        return xp.broadcast_to(self._rows(X, r, 0, name), (*X.shape[:-2], r, X.shape[-1]))
+
+    def resized(self, xp: Any, right: Array, r: int, step: Any, name: str) -> Array:
+        """Warm start with r rows: leading ones where the rank has fallen, fresh Gaussian ones where it has grown."""
+        have = right.shape[-2]
+        if have >= r:
+            return right[..., :r, :]
+        more = self._rows(right, r - have, step, name)
+        return xp.concat([right, xp.broadcast_to(more, (*right.shape[:-2], *more.shape))], axis=-2)
+
+    def _rows(self, like: Array, count: int, step: Any, name: str) -> Array:
+        n = like.shape[-1]
+        return sk.gaussian(n, count, like=like, rng=be.stream(self.seed, name, step, like)).mT / math.sqrt(n)
+
+    def direction(self, xp: Any, U: Array, right: Array | None, step: Any, name: str) -> Direction:
+        """Direction of U, which may hold matrices that are not finite; theirs is zero."""
+        X, e, finite = finite_scale(xp, U)
+        r = self.width(X.shape, step)
+        if r is None:
+            O = orthogonalize(X) if self.schedule is None else orthogonalize(X, schedule=self.schedule)
+            length = self._length(xp, X.shape, None, _inner(xp, O, X), e)
+            return Direction(O, None, None, None, right, None, length, finite)
+        omega = None if right is None else be.adjoint(xp, self.resized(xp, right, r, step, name))
+        rng = be.stream(self.seed, name, step, X) if omega is None else None
+        Y = powered_sketch(xp, X, r, self.n_iter, "qr", self.sketch, omega, rng)
+        Q, B, W = block_factors(xp, X, Y)
+        c, V, rest = self._with_tail(xp, X, B, W, r)
+        warm = None if omega is None else _refilled(xp, W, be.adjoint(xp, omega))
+        length = self._length(xp, X.shape, r, _inner(xp, W, B) + rest, e)
+        return Direction(X, c, Q, V, warm, be.ldexp(xp, B, e), length, finite)
+
+    def alpha(self, r: int, k: int) -> float:
+        """Weight of the tail at rank r of k."""
+        return tail_weight(r, k) if self.tail == "auto" else float(self.tail)
+
+    def _with_tail(self, xp: Any, X: Array, B: Array, W: Array, r: int) -> tuple[Array | None, Array, Array | float]:
+        """Return c, W - c B and <X, c T> for T = X - Q B, so that c T + Q W = c X + Q (W - c B).
+
+        c = alpha sqrt(k - r)/||T||_F with ||T||_F^2 = ||X||_F^2 - ||B||_F^2, a difference that cancels to rounding
+        noise where X has rank r.
+        """
+        k = min(X.shape[-2:])
+        alpha = self.alpha(r, k)
+        if alpha == 0:
+            return None, W, 0.0
+        total = frobenius(xp, X) ** 2
+        rest = xp.maximum(total - frobenius(xp, B) ** 2, TAIL_FLOOR * total)
+        safe = xp.where(rest > 0, rest, xp.ones_like(rest))
+        c = alpha * math.sqrt(k - r) / xp.sqrt(safe)
+        return be.convert(xp, c, X.dtype), W - be.convert(xp, c, B.dtype) * B, c * rest
+
+    def _length(self, xp: Any, shape: tuple[int, ...], r: int | None, inner: Array, e: Array) -> Array | float:
+        """Multiplier of the learning rate; `inner` is 2^-e <U, O>."""
+        m, n = shape[-2:]
+        k = min(m, n)
+        if self.scale == "nuclear":
+            return be.ldexp(xp, inner, e)
+        if self.scale == "rms_rank":
+            size = k if r is None else r + self.alpha(r, k) ** 2 * (k - r)  # ||O||_F^2
+            return RMS * math.sqrt(m * n / size)
+        return {"none": 1.0, "spectral": math.sqrt(max(1, m / n)), "rms": RMS * math.sqrt(max(m, n))}[self.scale]
+
+
+def _rank(rank: Any, k: int) -> int:
+    """Rank as a number, at most k: an int is taken as it is, a float as a fraction of k."""
+    if isinstance(rank, float):
+        if not 0 < rank <= 1:
+            raise RankError(f"rank: expected a fraction in (0, 1] or a positive integer, got {rank}")
+        return max(1, round(rank * k))
+    return min(check.count(rank, "rank", low=1), k)
+
+
+def _refilled(xp: Any, W: Array, old: Array) -> Array:
+    """W + (I - W W^H) Z: directions that W lacks, because its matrix had a smaller rank, come from Z.
+
+    A warm start made of W alone could never find them again; from zero it could find nothing.
+    """
+    return W + old - be.gram(xp, W) @ old
+
+
+def _inner(xp: Any, x: Array, y: Array) -> Array:
+    """Real inner product, shape (..., 1, 1)."""
+    product = xp.real(xp.conj(x) * y) if be.is_complex(xp, x) else x * y
+    return xp.sum(product, axis=(-2, -1), keepdims=True)

@@ -1,0 +1,298 @@
+r"""Optimizers as pure functions on arrays: matrix-sign gradient descent and Muon, full or at low rank.
+
+A :class:`Stepper` is two functions.  ``init(X)`` makes the state of a parameter X of shape (..., m, n);
+``update(G, state, X)`` takes a gradient and returns what to add to X, and the next state.  Nothing is written
+to, and nothing is remembered elsewhere: a state that is saved and read back goes on bit for bit.
+
+With M a momentum, r a rank and k = min(m, n), the step of a matrix is
+
+.. math:: \Delta = -\eta\, s\, O - \eta \lambda X, \qquad
+    O = Q\,\mathrm{msign}(B) + \alpha \frac{\sqrt{k - r}}{\|T\|_F} T, \qquad B = Q^H M, \quad T = M - Q B,
+
+with learning rate :math:`\eta`, scaling s, weight decay :math:`\lambda`, an orthonormal basis Q of a sketch of M
+and the weight :math:`\alpha` of the tail T, zero in the paper.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from orthlin import _backend as be
+from orthlin import _checks as check
+from orthlin._direction import Direction, Recipe, tail_weight
+from orthlin.errors import NonFiniteError, ShapeError
+from orthlin.schedules import Schedule
+
+Array = Any
+
+__all__ = ["State", "Stepper", "msgd", "muon", "tail_weight"]
+
+
+class State(NamedTuple):
+    """What a stepper remembers of one parameter (a stack of matrices of shape (..., m, n)).
+
+    Attributes
+    ----------
+    step : int or array
+        Updates so far, skipped ones included.
+    momentum : array, shape (..., m, n), or None
+        Momentum, in float32 at least.
+    right : array, shape (..., r, n), or None
+        Right factor that the next sketch starts from.
+    skipped : array of int32, shape (..., 1, 1)
+        How often a matrix was left as it was because its gradient was not finite.
+    """
+
+    step: Any
+    momentum: Array | None
+    right: Array | None
+    skipped: Array
+
+
+class Stepper(NamedTuple):
+    """An optimizer: two pure functions.
+
+    Attributes
+    ----------
+    init : callable
+        ``init(X, name="")`` returns the State of parameter X.  The name takes part in the random numbers.
+    update : callable
+        ``update(G, state, X, name="")`` returns (delta, state); the new parameter is ``X + delta``.
+    """
+
+    init: Callable[..., State]
+    update: Callable[..., tuple[Array, State]]
+
+
+class _Rule(NamedTuple):
+    """What Muon does around the direction."""
+
+    recipe: Recipe
+    lr: Any
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    cautious: bool
+    error_feedback: bool
+    nonfinite: str
+
+
+def muon(
+    lr: float | Callable[[Any], Any],
+    *,
+    rank: int | float | Callable[[Any], int | float] | None = None,
+    momentum: float = 0.95,
+    nesterov: bool = True,
+    weight_decay: float = 0.0,
+    cautious: bool = False,
+    scale: str = "none",
+    n_iter: int = 0,
+    sketch: str = "gaussian",
+    warm_start: bool = False,
+    error_feedback: bool = False,
+    tail: float | str = 0.0,
+    schedule: Schedule | None = None,
+    nonfinite: str = "skip",
+    seed: int = 0,
+) -> Stepper:
+    r"""Muon: steps along the orthogonalized momentum, in full or at low rank.
+
+    Parameters
+    ----------
+    lr : float or callable
+        Learning rate, or a function of the step (from 0) that gives it.
+    rank : int, float, callable or None
+        Rank of the direction: a number, a fraction of min(m, n), or a function of the step that gives either;
+        at most min(m, n).  None, and ranks that reach min(m, n), orthogonalize in full.
+    momentum : float
+        :math:`\beta` of the average :math:`M \leftarrow \beta M + (1 - \beta) G`, 0 <= momentum < 1.
+    nesterov : bool
+        Orthogonalize :math:`\beta M + (1 - \beta) G` in place of M.
+    weight_decay : float
+        Decoupled: X shrinks by the factor 1 - lr * weight_decay.
+    cautious : bool
+        Decay only the entries that the step moves towards zero as well.
+    scale : {"none", "spectral", "rms", "rms_rank", "nuclear"}
+        s = 1; sqrt(max(1, m/n)); 0.2 sqrt(max(m, n)), which gives a full direction the root mean square 0.2 of a
+        step of AdamW; the same for the Frobenius norm that the direction has at its rank; or <M, O>, with which
+        a constant learning rate converges.
+    n_iter, sketch
+        As in :func:`orthlin.lowrank_orth`.
+    warm_start : bool
+        Sketch with the right factor of the last step, worth a power iteration at no cost, instead of
+        fresh random numbers.
+    error_feedback : bool
+        Take only the part :math:`(1 - \beta) Q B` off the momentum M + (1 - beta) G instead of all of it, so
+        that what was left out stays; in place of `nesterov`.
+    tail : float or "auto"
+        :math:`\alpha`; "auto" is :math:`\sqrt{8 r / k}`.
+    schedule : Schedule, optional
+        How a full direction is orthogonalized; to working precision if it is not given.
+    nonfinite : {"skip", "raise"}
+        A matrix whose gradient holds NaN or infinity keeps its values and its state, and counts it; or, on
+        the host, is an error.
+    seed : int
+        Random numbers are a function of seed, name and step.
+
+    Returns
+    -------
+    Stepper
+        Functions `init` and `update`, which work on every array library and under ``jax.jit`` (rank functions
+        need the step as an int there).
+
+    Raises
+    ------
+    OptionError, RankError
+        If an argument is not as described.
+
+    Notes
+    -----
+    Cost of an update: the low-rank direction takes 6 m n r flops, with or without a tail, and O((m + n) r^2).
+
+    References
+    ----------
+    He, Deng and Lu, arXiv 2509.11983 (low rank).  Ahn et al., Dion, arXiv 2504.05295 (error feedback, warm
+    start).  Lau, Long and Su, PolarGrad, arXiv 2505.21799 (nuclear scaling).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from orthlin import steppers
+    >>> A = np.random.default_rng(0).standard_normal((30, 20))
+    >>> X = np.zeros_like(A)  # minimize ||X - A||^2 / 2
+    >>> stepper = steppers.muon(lambda t: 0.3 * 0.97**t, rank=5, warm_start=True, tail="auto")
+    >>> state = stepper.init(X)
+    >>> for _ in range(150):
+    ...     delta, state = stepper.update(X - A, state, X)
+    ...     X = X + delta
+    >>> bool(np.linalg.norm(X - A) < 0.1 * np.linalg.norm(A))
+    True
+    """
+    check.non_negative(momentum, "momentum", below=1)
+    check.non_negative(weight_decay, "weight_decay")
+    check.option(nonfinite, "nonfinite", ("skip", "raise"))
+    if not callable(lr):
+        check.non_negative(lr, "lr")
+    recipe = Recipe(
+        rank=rank,
+        n_iter=n_iter,
+        sketch=sketch,
+        warm_start=warm_start,
+        tail=tail,
+        scale=scale,
+        schedule=schedule,
+        seed=seed,
+    )
+    return _stepper(_Rule(recipe, lr, momentum, nesterov, weight_decay, cautious, error_feedback, nonfinite))
+
+
+def msgd(
+    lr: float | Callable[[Any], Any],
+    *,
+    rank: int | float | Callable[[Any], int | float] | None = None,
+    weight_decay: float = 0.0,
+    scale: str = "none",
+    n_iter: int = 0,
+    sketch: str = "gaussian",
+    warm_start: bool = False,
+    tail: float | str = 0.0,
+    schedule: Schedule | None = None,
+    nonfinite: str = "skip",
+    seed: int = 0,
+) -> Stepper:
+    r"""Matrix-sign gradient descent: :func:`muon` without momentum.
+
+    With :math:`\|\nabla f(X) - \nabla f(Y)\|_* \le L \|X - Y\|_2` a step of length :math:`\eta` along any low-rank
+    direction gives :math:`f(X + \Delta) \le f(X) - \eta \|Q^H G\|_* + L \eta^2 / 2`: a constant one stalls at a
+    distance of its own size, `scale` "nuclear" with lr = 1/L does not.
+
+    Parameters
+    ----------
+    lr, rank, weight_decay, scale, n_iter, sketch, warm_start, tail, schedule, nonfinite, seed
+        See :func:`muon`.
+
+    Returns
+    -------
+    Stepper
+        Functions `init` and `update`.
+
+    Raises
+    ------
+    OptionError, RankError
+        If an argument is not as described.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from orthlin import steppers
+    >>> A = np.random.default_rng(0).standard_normal((30, 20))
+    >>> X = np.zeros_like(A)  # L = 20 for ||X - A||_F^2 / 2
+    >>> stepper = steppers.msgd(1 / 20, rank=5, scale="nuclear")
+    >>> state = stepper.init(X)
+    >>> for _ in range(500):
+    ...     delta, state = stepper.update(X - A, state, X)
+    ...     X = X + delta
+    >>> bool(np.linalg.norm(X - A) < 1e-6)
+    True
+    """
+    return muon(
+        lr,
+        rank=rank,
+        momentum=0.0,
+        nesterov=False,
+        weight_decay=weight_decay,
+        scale=scale,
+        n_iter=n_iter,
+        sketch=sketch,
+        warm_start=warm_start,
+        tail=tail,
+        schedule=schedule,
+        nonfinite=nonfinite,
+        seed=seed,
+    )
+
+
+def _stepper(rule: _Rule) -> Stepper:
+    def init(X: Array, name: str = "") -> State:
+        xp = check.matrix(X, "X")
+        momentum = be.working(xp, xp.zeros_like(X)) if rule.momentum or rule.error_feedback else None
+        skipped = xp.zeros((*X.shape[:-2], 1, 1), dtype=xp.int32, device=be.device(X))
+        return State(0, momentum, rule.recipe.first_right(xp, X, name), skipped)
+
+    def update(G: Array, state: State, X: Array, name: str = "") -> tuple[Array, State]:
+        xp = check.matrix(G, "G")
+        check.companion(xp, X, "X", G, "G")
+        if G.shape != X.shape:
+            raise ShapeError(f"G: expected the shape of X, {tuple(X.shape)}, got {tuple(G.shape)}")
+        G = be.working(xp, G)
+        M, U = _momentum(rule, state.momentum, G)
+        d = rule.recipe.direction(xp, U, state.right, state.step, name)
+        if rule.nonfinite == "raise" and be.is_host(G) and not bool(xp.all(d.finite)):
+            raise NonFiniteError("G: holds NaN or infinity; remove or replace them first")
+        if rule.error_feedback:
+            M = M if d.Q is None else U - (1 - rule.momentum) * (d.Q @ d.block)
+        delta = _delta(xp, rule, d, state.step, be.working(xp, X))
+
+        M = None if M is None else xp.where(d.finite, M, state.momentum)
+        skipped = state.skipped + xp.astype(~d.finite, xp.int32)
+        return be.convert(xp, delta, X.dtype), State(state.step + 1, M, d.right, skipped)
+
+    return Stepper(init, update)
+
+
+def _momentum(rule: _Rule, M: Array | None, G: Array) -> tuple[Array | None, Array]:
+    """Next momentum, and what is orthogonalized."""
+    if M is None:
+        return None, G
+    beta = rule.momentum
+    new = beta * M + (1 - beta) * G
+    if rule.error_feedback:
+        return new, M + (1 - beta) * G
+    return new, beta * new + (1 - beta) * G if rule.nesterov else new
+
+
+def _delta(xp: Any, rule: _Rule, d: Direction, step: Any, X: Array) -> Array:
+    """Return -lr (s O + weight_decay X), zero where the direction is not finite."""
+    lr = rule.lr(step) if callable(rule.lr) else rule.lr
+    O = d.dense()
+    decayed = xp.where(O * X > 0, X, xp.zeros_like(X)) if rule.cautious else X
+    return xp.where(d.finite, -lr * (d.length * O + rule.weight_decay * decayed), xp.zeros_like(X))
