@@ -21,7 +21,12 @@ LAYERS = (
     {"lowrank"},
     {"_direction"},
     {"steppers"},
-    {"jax"},
+    {"jax", "torch.views"},
+    {"torch._state", "torch._survey", "torch._update"},
+    {"torch._orthogonal"},
+    {"torch.optim"},
+    {"torch"},
+    {"torch.gpt2"},
     {"__init__"},
     {"__main__"},
 )

@@ -1,0 +1,126 @@
+"""One step of a batch of same-shape matrices, in place: the formulas of `orthlin.steppers`, without its copies."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from orthlin import _backend as be
+from orthlin._direction import Direction, Recipe
+from orthlin.errors import NonFiniteError
+
+DIAGNOSTICS = ("captured", "stable_rank", "update_ratio")
+
+
+class Piece(NamedTuple):
+    """Matrices of one parameter, as views of shape (b, m, n), with their part of its state."""
+
+    gradient: Tensor
+    weight: Tensor
+    momentum: Tensor | None
+    state: dict[str, Any]
+    right: str
+    skipped: Tensor
+    diagnostics: Tensor | None
+
+
+def stream_name(shape: tuple[int, ...]) -> str:
+    """Name under which random numbers are drawn: all matrices of a shape share a draw, whoever holds them."""
+    return "x".join(map(str, shape[-2:]))
+
+
+def update(pieces: list[Piece], recipe: Recipe, group: dict[str, Any]) -> None:
+    """Step of all pieces; the only large array it makes is one stack of their shape."""
+    U = _inputs(pieces, group)
+    xp = be.namespace(U)
+    step, name = group["step"], stream_name(U.shape)
+    right, r = None, recipe.width(U.shape, step)
+    if r is not None and recipe.warm_start:
+        right = torch.cat([recipe.resized(xp, p.state[p.right], r, step, name) for p in pieces])
+    norms = U.square().sum((-2, -1), keepdim=True) if group["diagnostics"] else None
+    d = recipe.direction(xp, U, right, step, name)
+    host = be.is_host(U)
+    if host and group["nonfinite"] == "raise" and not bool(d.finite.all()):
+        raise NonFiniteError("grad: holds NaN or infinity; remove or replace them first")
+    if group["error_feedback"] and d.Q is not None:
+        feedback = torch.baddbmm(U, d.Q, d.block, alpha=-(1 - group["momentum"]))
+    else:
+        feedback = None
+    lr = -group["lr"] if group["maximize"] else group["lr"]
+    delta = _scaled(d, -lr * d.length)
+    start = 0
+    for piece in pieces:
+        rows = slice(start, start + piece.weight.shape[0])
+        start = rows.stop
+        ok = d.finite[rows]
+        if d.right is not None:
+            piece.state[piece.right] = d.right[rows].clone()
+        if host and not bool(ok.any()):
+            piece.skipped.add_(1)
+            continue
+        fresh = None if feedback is None else feedback[rows]
+        _remember(piece, ok, host and bool(ok.all()), fresh, group)
+        decay = group["lr"] * group["weight_decay"]
+        if piece.diagnostics is not None and norms is not None:
+            piece.diagnostics.copy_(_diagnosis(piece.weight, d, rows, norms[rows, 0, 0], delta[rows]))
+        _apply(piece.weight, delta[rows], decay * ok.to(piece.weight.dtype) if decay else None, group["cautious"])
+        piece.skipped.add_(~ok[:, 0, 0])
+
+
+def _inputs(pieces: list[Piece], group: dict[str, Any]) -> Tensor:
+    """What is orthogonalized, stacked: gradients, or blends with the momenta."""
+    m, n = pieces[0].weight.shape[1:]
+    dtype = pieces[0].gradient.dtype if pieces[0].momentum is None else pieces[0].momentum.dtype
+    dtype = torch.float32 if dtype.itemsize < 4 else dtype
+    U = torch.empty((sum(p.weight.shape[0] for p in pieces), m, n), dtype=dtype, device=pieces[0].weight.device)
+    beta = group["momentum"]
+    for piece, out in zip(pieces, U.split([p.weight.shape[0] for p in pieces]), strict=True):
+        if piece.momentum is None:
+            out.copy_(piece.gradient)
+        elif group["error_feedback"]:
+            torch.add(piece.momentum, piece.gradient, alpha=1 - beta, out=out)
+        else:
+            # beta (beta M + (1 - beta) G) + (1 - beta) G for Nesterov's momentum
+            weight = beta**2 if group["nesterov"] else beta
+            torch.lerp(piece.gradient.to(dtype), piece.momentum, weight, out=out)
+    return U
+
+
+def _scaled(d: Direction, factor: Any) -> Tensor:
+    """Factor times the direction, in the memory of its input."""
+    if d.Q is None:
+        return d.X.mul_(factor)
+    if d.c is None:
+        return torch.bmm(d.Q, d.V * factor, out=d.X)
+    return d.X.mul_(d.c * factor).baddbmm_(d.Q, d.V * factor)
+
+
+def _remember(piece: Piece, ok: Tensor, all_ok: bool, feedback: Tensor | None, group: dict[str, Any]) -> None:
+    """Next momentum, unchanged where a gradient was not finite."""
+    M = piece.momentum
+    if M is not None:
+        if feedback is not None:
+            M.copy_(feedback if all_ok else torch.where(ok, feedback, M))
+        else:
+            g = piece.gradient.to(M.dtype)
+            M.lerp_(g if all_ok else torch.where(ok, g, M), 1 - group["momentum"])
+
+
+def _apply(weight: Tensor, delta: Tensor, decay: Tensor | None, cautious: bool) -> None:
+    if decay is not None:
+        weight.mul_(1 - decay * (delta * weight < 0) if cautious else 1 - decay)
+    weight.add_(delta)
+
+
+def _diagnosis(weight: Tensor, d: Direction, rows: slice, squares: Tensor, delta: Tensor) -> Tensor:
+    """Captured energy, stable rank and update over weight, a row for each matrix."""
+    ratio = torch.linalg.vector_norm(delta, dim=(-2, -1)) / torch.linalg.vector_norm(weight, dim=(-2, -1))
+    if d.block is None:
+        unknown = torch.full_like(ratio, torch.nan)
+        return torch.stack([unknown, unknown, ratio], 1)
+    S = d.block[rows] @ d.block[rows].mT
+    size = torch.linalg.matrix_norm(S, keepdim=True)
+    # ||S^8||_F / ||S^4||_F is the 4th power of the largest eigenvalue, up to 4th powers of the others' ratios to it
+    S4 = torch.linalg.matrix_power(S / size, 4)
+    top = (torch.linalg.matrix_norm(S4 @ S4) / torch.linalg.matrix_norm(S4)) ** 0.25 * size[:, 0, 0]
+    return torch.stack([S.diagonal(dim1=-2, dim2=-1).sum(-1) / squares, squares / top, ratio], 1)

@@ -1,0 +1,263 @@
+"""Optimizers for PyTorch: matrix-sign gradient descent and Muon, full and at low rank."""
+
+from typing import Any
+
+from torch import Tensor
+
+from orthlin._direction import Rank
+from orthlin.torch._orthogonal import Orthogonal, given
+
+__all__ = ["MSGD", "LowRankMSGD", "LowRankMuon", "Muon"]
+
+
+class LowRankMuon(Orthogonal):
+    r"""Low-rank Muon: steps of matrices along their momentum, orthogonalized at low rank; AdamW for all else.
+
+    .. math:: M \leftarrow \beta M + (1 - \beta) G, \qquad
+        X \leftarrow (1 - \eta \lambda) X - \eta\, s \Bigl(Q\,\mathrm{msign}(Q^T U)
+        + \alpha \frac{\sqrt{k - r}}{\|T\|_F} T\Bigr)
+
+    with :math:`U = \beta M + (1 - \beta) G`, Q a basis of a sketch of U, and the tail :math:`T = U - Q Q^T U`.  The
+    algorithm of the paper is ``warm_start=False, tail=0.0``.
+
+    Parameters
+    ----------
+    params : iterable
+        Tensors, pairs (name, tensor) or groups.  Matrices are stepped along here, tensors with less than two
+        dimensions go to AdamW; embeddings and heads are matrices too, which
+        :func:`orthlin.torch.gpt2.param_groups` tells apart.
+    lr : float or Tensor
+        Learning rate :math:`\eta`.
+    rank : int, float or callable
+        Rank r of the direction: a number, a fraction of k = min(m, n), or a function of the step that gives either.
+        Matrices with k <= r are orthogonalized in full.
+    momentum : float
+        :math:`\beta`.
+    nesterov : bool
+        Orthogonalize :math:`\beta M + (1 - \beta) G` in place of M.
+    weight_decay : float
+        Decoupled weight decay :math:`\lambda` of the matrices.
+    cautious : bool
+        Decay only the entries that the step moves towards zero as well.
+    scale : {"none", "spectral", "rms", "rms_rank", "nuclear"}
+        Scaling s of the step, see :func:`orthlin.steppers.muon`; with "rms" and "rms_rank" a matrix can share the
+        learning rate of AdamW.
+    n_iter : int
+        Power iterations on the sketch.
+    sketch : {"gaussian", "columns", "sparse_sign"}
+        How a sketch is drawn.
+    warm_start : bool
+        Sketch with the right factor of the last step in place of random numbers.
+    error_feedback : bool
+        Leave in the momentum what the direction leaves out, as Dion does; in place of `nesterov`.
+    tail : float or "auto"
+        Weight :math:`\alpha` of the tail; "auto" is sqrt(8 r/k).
+    schedule : {"muon", "speedrun", "polar_express"} or None
+        Polynomials for matrices that are orthogonalized in full; None for working precision.
+    nonfinite : {"skip", "raise"}
+        What a gradient with NaN or infinity does: nothing, counted by :meth:`skipped`; or, on the CPU, an error.
+    master_weights : bool
+        Keep half-precision parameters in float32 as well, and round from there.
+    diagnostics : bool
+        Note what :meth:`diagnostics` reads.
+    maximize : bool
+        Ascend.
+    seed : int
+        Random numbers are a function of seed, matrix shape and step.
+    adamw : dict, optional
+        Options of torch.optim.AdamW for the parameters that go there; `lr` is the default of its learning rate.
+
+    Raises
+    ------
+    OptionError, RankError, ShapeError, DTypeError, ArrayTypeError
+        If an argument is not as described.
+
+    Notes
+    -----
+    Matrices of one shape are stacked and stepped along together; one such stack is the only large temporary.
+    Cost: 6 m n r flops a matrix and O((m + n) r^2); state: a momentum of m n and, for a warm start, r n numbers.
+
+    References
+    ----------
+    He, Deng and Lu, arXiv 2509.11983.  Ahn et al., Dion, arXiv 2504.05295.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from orthlin.torch import LowRankMuon
+    >>> _ = torch.manual_seed(0)
+    >>> layer = torch.nn.Linear(8, 4)
+    >>> optimizer = LowRankMuon(layer.named_parameters(), lr=0.1, rank=2)
+    >>> layer(torch.randn(16, 8)).square().mean().backward()
+    >>> optimizer.step()
+    >>> [group["algorithm"] for group in optimizer.param_groups]
+    ['orthogonal', 'adamw']
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        *,
+        rank: Rank = 0.25,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        weight_decay: float = 0.1,
+        cautious: bool = False,
+        scale: str = "rms",
+        n_iter: int = 0,
+        sketch: str = "gaussian",
+        warm_start: bool = True,
+        error_feedback: bool = False,
+        tail: float | str = "auto",
+        schedule: str | None = None,
+        nonfinite: str = "skip",
+        master_weights: bool = True,
+        diagnostics: bool = False,
+        maximize: bool = False,
+        seed: int = 0,
+        adamw: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(params, given(locals()))
+
+
+class Muon(Orthogonal):
+    r"""Muon: steps of matrices along their orthogonalized momentum, AdamW for all else.
+
+    Parameters
+    ----------
+    params, lr, momentum, nesterov, weight_decay, cautious, scale, nonfinite, master_weights, diagnostics, maximize, \
+    adamw
+        See :class:`LowRankMuon`.
+    schedule : {"muon", "speedrun", "polar_express"} or None
+        Polynomials of the orthogonalization; None for working precision.
+
+    Raises
+    ------
+    OptionError, ShapeError, DTypeError, ArrayTypeError
+        If an argument is not as described.
+
+    References
+    ----------
+    Jordan et al., Muon (2024).  "rms": Liu et al., arXiv 2502.16982.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from orthlin.torch import Muon
+    >>> weight = torch.nn.Parameter(torch.eye(3))
+    >>> weight.grad = 5 * torch.eye(3)
+    >>> Muon([weight], lr=0.5, scale="none", weight_decay=0.0, schedule=None).step()
+    >>> weight.diagonal().tolist()
+    [0.5, 0.5, 0.5]
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        *,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        weight_decay: float = 0.1,
+        cautious: bool = False,
+        scale: str = "rms",
+        schedule: str | None = "muon",
+        nonfinite: str = "skip",
+        master_weights: bool = True,
+        diagnostics: bool = False,
+        maximize: bool = False,
+        adamw: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(params, given(locals()))
+
+
+class LowRankMSGD(Orthogonal):
+    """Low-rank matrix-sign gradient descent: `LowRankMuon` without momentum, by default as in the paper.
+
+    Parameters
+    ----------
+    params, lr, rank, weight_decay, cautious, scale, n_iter, sketch, warm_start, tail, schedule, nonfinite, \
+    master_weights, diagnostics, maximize, seed, adamw
+        See :class:`LowRankMuon`.
+
+    Raises
+    ------
+    OptionError, RankError, ShapeError, DTypeError, ArrayTypeError
+        If an argument is not as described.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from orthlin.torch import LowRankMSGD
+    >>> weight = torch.nn.Parameter(torch.diag(torch.tensor([3.0, 2.0, 0.0])))
+    >>> weight.grad = weight.detach().clone()
+    >>> LowRankMSGD([weight], lr=1.0, rank=2).step()
+    >>> torch.allclose(weight, torch.diag(torch.tensor([2.0, 1.0, 0.0])), atol=1e-6)
+    True
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        *,
+        rank: Rank = 0.25,
+        weight_decay: float = 0.0,
+        cautious: bool = False,
+        scale: str = "none",
+        n_iter: int = 0,
+        sketch: str = "gaussian",
+        warm_start: bool = False,
+        tail: float | str = 0.0,
+        schedule: str | None = None,
+        nonfinite: str = "skip",
+        master_weights: bool = True,
+        diagnostics: bool = False,
+        maximize: bool = False,
+        seed: int = 0,
+        adamw: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(params, given(locals()))
+
+
+class MSGD(Orthogonal):
+    """Matrix-sign gradient descent: `Muon` without momentum, to working precision.
+
+    Parameters
+    ----------
+    params, lr, weight_decay, cautious, scale, schedule, nonfinite, master_weights, diagnostics, maximize, adamw
+        See :class:`Muon`.
+
+    Raises
+    ------
+    OptionError, ShapeError, DTypeError, ArrayTypeError
+        If an argument is not as described.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from orthlin.torch import MSGD
+    >>> weight = torch.nn.Parameter(2 * torch.eye(3))
+    >>> weight.grad = weight.detach().clone()
+    >>> MSGD([weight], lr=1.0).step()
+    >>> torch.allclose(weight, torch.eye(3))
+    True
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        *,
+        weight_decay: float = 0.0,
+        cautious: bool = False,
+        scale: str = "none",
+        schedule: str | None = None,
+        nonfinite: str = "skip",
+        master_weights: bool = True,
+        diagnostics: bool = False,
+        maximize: bool = False,
+        adamw: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(params, given(locals()))
