@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from orthlin import _backend as be
 from orthlin import _checks as check
 from orthlin import sketch as sk
-from orthlin._scaling import finite_scale, frobenius
+from orthlin._scaling import finite_scale
 from orthlin.errors import RankError
 from orthlin.lowrank import block_factors
 from orthlin.polar import orthogonalize
@@ -20,12 +20,13 @@ Rank = int | float | Callable[[Any], int | float] | None
 
 SCALES = ("none", "spectral", "rms", "rms_rank", "nuclear")
 RMS = 0.2  # root mean square of the entries of a step of AdamW
-# A tail below this share of ||X||_F^2 is put back in proportion to its size: at the level of rounding it is noise.
+# A tail below this share of a column's square is put back in proportion to its size: at the level of rounding it is
+# noise.
 TAIL_FLOOR = 1e-4
 
 
 class Direction(NamedTuple):
-    """O = c X + Q V for finite X (just X if Q is None), and what comes with it.
+    """O = X c + Q V for finite X, c a row of column factors (just X if Q is None), and what comes with it.
 
     `right` is the next warm start; (Q, block) the part 2^e Q B of the input that was captured; `length` the
     step scaling; `finite` tells the matrices whose input was finite, the others have X = 0.
@@ -140,20 +141,20 @@ class Recipe:
         return tail_weight(r, k) if self.tail == "auto" else float(self.tail)
 
     def _with_tail(self, xp: Any, X: Array, B: Array, W: Array, r: int) -> tuple[Array | None, Array, Array | float]:
-        """Return c, W - c B and <X, c T> for T = X - Q B, so that c T + Q W = c X + Q (W - c B).
+        """Return c, W - B c and <X, T c> for the tail T = X - Q B, so that Q W + T c = X c + Q (W - B c).
 
-        c = alpha sqrt(k - r)/||T||_F with ||T||_F^2 = ||X||_F^2 - ||B||_F^2, a difference that cancels to rounding
-        noise where X has rank r.
+        c = alpha sqrt((k - r)/n)/||t_j|| for every column t_j, and ||t_j||^2 = ||x_j||^2 - ||b_j||^2, a difference that
+        cancels to rounding noise where x_j is in the range of Q.
         """
         k = min(X.shape[-2:])
         alpha = self.alpha(r, k)
         if alpha == 0:
             return None, W, 0.0
-        total = frobenius(xp, X) ** 2
-        rest = xp.maximum(total - frobenius(xp, B) ** 2, TAIL_FLOOR * total)
+        total = _squares(xp, X)
+        rest = xp.maximum(total - _squares(xp, B), TAIL_FLOOR * total)
         safe = xp.where(rest > 0, rest, xp.ones_like(rest))
-        c = alpha * math.sqrt(k - r) / xp.sqrt(safe)
-        return be.convert(xp, c, X.dtype), W - be.convert(xp, c, B.dtype) * B, c * rest
+        c = be.convert(xp, alpha * math.sqrt((k - r) / X.shape[-1]) / xp.sqrt(safe), X.dtype)
+        return c, W - c * B, xp.sum(_real(xp, c) * rest, axis=-1, keepdims=True)
 
     def _length(self, xp: Any, shape: tuple[int, ...], r: int | None, inner: Array, e: Array) -> Array | float:
         """Multiplier of the learning rate; `inner` is 2^-e <U, O>."""
@@ -184,7 +185,15 @@ def _refilled(xp: Any, W: Array, old: Array) -> Array:
     return W + old - be.gram(xp, W) @ old
 
 
+def _squares(xp: Any, x: Array) -> Array:
+    """Squared norms of the columns, shape (..., 1, n)."""
+    return xp.linalg.vector_norm(x, axis=-2, keepdims=True) ** 2
+
+
+def _real(xp: Any, x: Array) -> Array:
+    return xp.real(x) if be.is_complex(xp, x) else x
+
+
 def _inner(xp: Any, x: Array, y: Array) -> Array:
     """Real inner product, shape (..., 1, 1)."""
-    product = xp.real(xp.conj(x) * y) if be.is_complex(xp, x) else x * y
-    return xp.sum(product, axis=(-2, -1), keepdims=True)
+    return xp.sum(_real(xp, xp.conj(x) * y if be.is_complex(xp, x) else x * y), axis=(-2, -1), keepdims=True)

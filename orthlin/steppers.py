@@ -7,10 +7,11 @@ to, and nothing is remembered elsewhere: a state that is saved and read back goe
 With M a momentum, r a rank and k = min(m, n), the step of a matrix is
 
 .. math:: \Delta = -\eta\, s\, O - \eta \lambda X, \qquad
-    O = Q\,\mathrm{msign}(B) + \alpha \frac{\sqrt{k - r}}{\|T\|_F} T, \qquad B = Q^H M, \quad T = M - Q B,
+    O = Q\,\mathrm{msign}(B) + \alpha \sqrt{\frac{k - r}{n}}\, T D^{-1}, \qquad B = Q^H M, \quad T = M - Q B,
 
-with learning rate :math:`\eta`, scaling s, weight decay :math:`\lambda`, an orthonormal basis Q of a sketch of M
-and the weight :math:`\alpha` of the tail T, zero in the paper.
+with learning rate :math:`\eta`, scaling s, weight decay :math:`\lambda`, an orthonormal basis Q of a sketch of M,
+the lengths D of the columns of the tail T, and its weight :math:`\alpha`, zero in the paper.  No product is added:
+:math:`\|t_j\|^2 = \|m_j\|^2 - \|b_j\|^2`.
 """
 
 from collections.abc import Callable
@@ -124,7 +125,8 @@ def muon(
         Take only the part :math:`(1 - \beta) Q B` off the momentum M + (1 - beta) G instead of all of it, so
         that what was left out stays; in place of `nesterov`.
     tail : float or "auto"
-        :math:`\alpha`; "auto" is :math:`\sqrt{8 r / k}`.
+        :math:`\alpha`; "auto" is :math:`\sqrt{8 r / k}`.  With alpha = 1 the direction has the Frobenius norm of a full
+        one, sqrt(k).
     schedule : Schedule, optional
         How a full direction is orthogonalized; to working precision if it is not given.
     nonfinite : {"skip", "raise"}

@@ -15,10 +15,10 @@ class LowRankMuon(Orthogonal):
 
     .. math:: M \leftarrow \beta M + (1 - \beta) G, \qquad
         X \leftarrow (1 - \eta \lambda) X - \eta\, s \Bigl(Q\,\mathrm{msign}(Q^T U)
-        + \alpha \frac{\sqrt{k - r}}{\|T\|_F} T\Bigr)
+        + \alpha \sqrt{\tfrac{k - r}{n}}\, T D^{-1}\Bigr)
 
-    with :math:`U = \beta M + (1 - \beta) G`, Q a basis of a sketch of U, and the tail :math:`T = U - Q Q^T U`.  The
-    algorithm of the paper is ``warm_start=False, tail=0.0``.
+    with :math:`U = \beta M + (1 - \beta) G`, Q a basis of a sketch of U, the tail :math:`T = U - Q Q^T U` and the
+    lengths D of its columns.  The algorithm of the paper is ``warm_start=False, tail=0.0``.
 
     Parameters
     ----------
