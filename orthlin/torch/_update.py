@@ -1,5 +1,6 @@
 """One step of a batch of same-shape matrices, in place: the formulas of `orthlin.steppers`, without its copies."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -42,29 +43,25 @@ def update(pieces: list[Piece], recipe: Recipe, group: dict[str, Any]) -> None:
     host = be.is_host(U)
     if host and group["nonfinite"] == "raise" and not bool(d.finite.all()):
         raise NonFiniteError("grad: holds NaN or infinity; remove or replace them first")
-    if group["error_feedback"] and d.Q is not None:
-        feedback = torch.baddbmm(U, d.Q, d.block, alpha=-(1 - group["momentum"]))
-    else:
-        feedback = None
-    lr = -group["lr"] if group["maximize"] else group["lr"]
-    delta = _scaled(d, -lr * d.length)
-    start = 0
-    for piece in pieces:
-        rows = slice(start, start + piece.weight.shape[0])
-        start = rows.stop
+    slices = list(_slices(pieces))
+    for piece, rows in slices:
         ok = d.finite[rows]
-        if d.right is not None:
-            piece.state[piece.right] = d.right[rows].clone()
-        if host and not bool(ok.any()):
-            piece.skipped.add_(1)
-            continue
-        fresh = None if feedback is None else feedback[rows]
-        _remember(piece, ok, host and bool(ok.all()), fresh, group)
-        decay = group["lr"] * group["weight_decay"]
+        _remember(piece, U[rows], d, rows, ok, host and bool(ok.all()), group)
+    delta = _scaled(d, (group["lr"] if group["maximize"] else -group["lr"]) * d.length)
+    for piece, rows in slices:
         if piece.diagnostics is not None and norms is not None:
             piece.diagnostics.copy_(_diagnosis(piece.weight, d, rows, norms[rows, 0, 0], delta[rows]))
-        _apply(piece.weight, delta[rows], decay * ok.to(piece.weight.dtype) if decay else None, group["cautious"])
-        piece.skipped.add_(~ok[:, 0, 0])
+        if not host or bool(d.finite[rows].any()):
+            _apply(piece.weight, delta[rows], d.finite[rows], group)
+        piece.skipped.add_(~d.finite[rows, 0, 0])
+
+
+def _slices(pieces: list[Piece]) -> Iterator[tuple[Piece, slice]]:
+    """Pieces with their places in the stack."""
+    start = 0
+    for piece in pieces:
+        yield piece, slice(start, start + piece.weight.shape[0])
+        start += piece.weight.shape[0]
 
 
 def _inputs(pieces: list[Piece], group: dict[str, Any]) -> Tensor:
@@ -95,20 +92,28 @@ def _scaled(d: Direction, factor: Any) -> Tensor:
     return d.X.mul_(d.c * factor).baddbmm_(d.Q, d.V * factor)
 
 
-def _remember(piece: Piece, ok: Tensor, all_ok: bool, feedback: Tensor | None, group: dict[str, Any]) -> None:
-    """Next momentum, unchanged where a gradient was not finite."""
+def _remember(
+    piece: Piece, U: Tensor, d: Direction, rows: slice, ok: Tensor, all_ok: bool, group: dict[str, Any]
+) -> None:
+    """Next warm start and momentum, unchanged where a gradient was not finite."""
+    if d.right is not None:
+        piece.state[piece.right] = d.right[rows].clone()
     M = piece.momentum
-    if M is not None:
-        if feedback is not None:
-            M.copy_(feedback if all_ok else torch.where(ok, feedback, M))
-        else:
-            g = piece.gradient.to(M.dtype)
-            M.lerp_(g if all_ok else torch.where(ok, g, M), 1 - group["momentum"])
+    if M is None:
+        return
+    if group["error_feedback"] and d.Q is not None and d.block is not None:
+        new = torch.baddbmm(U, d.Q[rows], d.block[rows], alpha=group["momentum"] - 1)
+        M.copy_(new if all_ok else torch.where(ok, new, M))
+    else:
+        g = piece.gradient.to(M.dtype)
+        M.lerp_(g if all_ok else torch.where(ok, g, M), 1 - group["momentum"])
 
 
-def _apply(weight: Tensor, delta: Tensor, decay: Tensor | None, cautious: bool) -> None:
-    if decay is not None:
-        weight.mul_(1 - decay * (delta * weight < 0) if cautious else 1 - decay)
+def _apply(weight: Tensor, delta: Tensor, ok: Tensor, group: dict[str, Any]) -> None:
+    """X <- (1 - lr weight_decay) X + delta, where the gradient was finite."""
+    if group["weight_decay"]:
+        decay = group["lr"] * group["weight_decay"] * ok.to(weight.dtype)
+        weight.mul_(1 - decay * (delta * weight < 0) if group["cautious"] else 1 - decay)
     weight.add_(delta)
 
 
