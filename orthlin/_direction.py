@@ -28,8 +28,8 @@ TAIL_FLOOR = 1e-4
 class Direction(NamedTuple):
     """O = X c + Q V for finite X, c a row of column factors (just X if Q is None), and what comes with it.
 
-    `right` is the next warm start; (Q, block) the part 2^e Q B of the input that was captured; `length` the
-    step scaling; `finite` tells the matrices whose input was finite, the others have X = 0.
+    `right` is the next warm start; the part of the input that was captured is 2^e Q B; `length` is the step
+    scaling; `finite` tells the matrices whose input was finite, the others have X = 0.
     """
 
     X: Array
@@ -37,7 +37,8 @@ class Direction(NamedTuple):
     Q: Array | None
     V: Array | None
     right: Array | None
-    block: Array | None
+    B: Array | None
+    e: Array
     length: Array | float
     finite: Array
 
@@ -126,7 +127,7 @@ class Recipe:
         if r is None:
             O = orthogonalize(X) if self.schedule is None else orthogonalize(X, schedule=self.schedule)
             length = self._length(xp, X.shape, None, _inner(xp, O, X), e)
-            return Direction(O, None, None, None, right, None, length, finite)
+            return Direction(O, None, None, None, right, None, e, length, finite)
         omega = None if right is None else be.adjoint(xp, self.resized(xp, right, r, step, name))
         rng = be.stream(self.seed, name, step, X) if omega is None else None
         Y = powered_sketch(xp, X, r, self.n_iter, "qr", self.sketch, omega, rng)
@@ -134,7 +135,7 @@ class Recipe:
         c, V, rest = self._with_tail(xp, X, B, W, r)
         warm = None if omega is None else _refilled(xp, W, be.adjoint(xp, omega))
         length = self._length(xp, X.shape, r, _inner(xp, W, B) + rest, e)
-        return Direction(X, c, Q, V, warm, be.ldexp(xp, B, e), length, finite)
+        return Direction(X, c, Q, V, warm, B, e, length, finite)
 
     def alpha(self, r: int, k: int) -> float:
         """Weight of the tail at rank r of k."""
@@ -162,10 +163,12 @@ class Recipe:
         k = min(m, n)
         if self.scale == "nuclear":
             return be.ldexp(xp, inner, e)
-        if self.scale == "rms_rank":
+        if self.scale == "rms_rank" and k:
             size = k if r is None else r + self.alpha(r, k) ** 2 * (k - r)  # ||O||_F^2
             return RMS * math.sqrt(m * n / size)
-        return {"none": 1.0, "spectral": math.sqrt(max(1, m / n)), "rms": RMS * math.sqrt(max(m, n))}[self.scale]
+        if self.scale == "spectral" and k:
+            return math.sqrt(max(1, m / n))
+        return 1.0 if self.scale == "none" else RMS * math.sqrt(max(m, n))
 
 
 def _rank(rank: Any, k: int) -> int:

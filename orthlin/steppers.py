@@ -40,7 +40,7 @@ class State(NamedTuple):
     right : array, shape (..., r, n), or None
         Right factor that the next sketch starts from.
     skipped : array of int32, shape (..., 1, 1)
-        How often a matrix was left as it was because its gradient was not finite.
+        Updates left out because a gradient was not finite.
     """
 
     step: Any
@@ -148,7 +148,7 @@ def muon(
 
     Notes
     -----
-    Cost of an update: the low-rank direction takes 6 m n r flops, with or without a tail, and O((m + n) r^2).
+    Cost of a low-rank direction: 6 m n r flops, with or without a tail, and O((m + n) r^2).
 
     References
     ----------
@@ -169,11 +169,10 @@ def muon(
     >>> bool(np.linalg.norm(X - A) < 0.1 * np.linalg.norm(A))
     True
     """
+    check.non_negative(0.0 if callable(lr) else lr, "lr")
     check.non_negative(momentum, "momentum", below=1)
     check.non_negative(weight_decay, "weight_decay")
     check.option(nonfinite, "nonfinite", ("skip", "raise"))
-    if not callable(lr):
-        check.non_negative(lr, "lr")
     recipe = Recipe(
         rank=rank,
         n_iter=n_iter,
@@ -258,7 +257,7 @@ def _stepper(rule: _Rule) -> Stepper:
         xp = check.matrix(X, "X")
         momentum = be.working(xp, xp.zeros_like(X)) if rule.momentum or rule.error_feedback else None
         skipped = xp.zeros((*X.shape[:-2], 1, 1), dtype=xp.int32, device=be.device(X))
-        return State(0, momentum, rule.recipe.first_right(xp, X, name), skipped)
+        return State(0, momentum, rule.recipe.first_right(xp, be.working(xp, X), name), skipped)
 
     def update(G: Array, state: State, X: Array, name: str = "") -> tuple[Array, State]:
         xp = check.matrix(G, "G")
@@ -271,12 +270,12 @@ def _stepper(rule: _Rule) -> Stepper:
         if rule.nonfinite == "raise" and be.is_host(G) and not bool(xp.all(d.finite)):
             raise NonFiniteError("G: holds NaN or infinity; remove or replace them first")
         if rule.error_feedback:
-            M = M if d.Q is None else U - (1 - rule.momentum) * (d.Q @ d.block)
+            M = M if d.Q is None else U - (1 - rule.momentum) * (d.Q @ be.ldexp(xp, d.B, d.e))
         delta = _delta(xp, rule, d, state.step, be.working(xp, X))
 
         M = None if M is None else xp.where(d.finite, M, state.momentum)
-        skipped = state.skipped + xp.astype(~d.finite, xp.int32)
-        return be.convert(xp, delta, X.dtype), State(state.step + 1, M, d.right, skipped)
+        after = State(state.step + 1, M, d.right, state.skipped + xp.astype(~d.finite, xp.int32))
+        return be.convert(xp, delta, X.dtype), after
 
     return Stepper(init, update)
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from orthlin import _backend as be
 from orthlin._direction import Direction, Recipe
-from orthlin.errors import NonFiniteError
 
 DIAGNOSTICS = ("captured", "stable_rank", "update_ratio")
 
@@ -38,21 +37,24 @@ def update(pieces: list[Piece], recipe: Recipe, group: dict[str, Any]) -> None:
     right, r = None, recipe.width(U.shape, step)
     if r is not None and recipe.warm_start:
         right = torch.cat([recipe.resized(xp, p.state[p.right], r, step, name) for p in pieces])
-    norms = U.square().sum((-2, -1), keepdim=True) if group["diagnostics"] else None
     d = recipe.direction(xp, U, right, step, name)
     host = be.is_host(U)
-    if host and group["nonfinite"] == "raise" and not bool(d.finite.all()):
-        raise NonFiniteError("grad: holds NaN or infinity; remove or replace them first")
+    known = _spectrum(d) if group["diagnostics"] else None
     slices = list(_slices(pieces))
     for piece, rows in slices:
         ok = d.finite[rows]
         _remember(piece, U[rows], d, rows, ok, host and bool(ok.all()), group)
-    delta = _scaled(d, (group["lr"] if group["maximize"] else -group["lr"]) * d.length)
+    lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
+    delta = _scaled(d, (lr if group["maximize"] else -lr) * d.length)
     for piece, rows in slices:
-        if piece.diagnostics is not None and norms is not None:
-            piece.diagnostics.copy_(_diagnosis(piece.weight, d, rows, norms[rows, 0, 0], delta[rows]))
+        if piece.diagnostics is not None and known is not None:
+            sizes = [torch.linalg.vector_norm(x, dim=(-2, -1)) for x in (delta[rows], piece.weight)]
+            piece.diagnostics.copy_(torch.stack([*known[rows].unbind(1), sizes[0] / sizes[1]], 1))
         if not host or bool(d.finite[rows].any()):
-            _apply(piece.weight, delta[rows], d.finite[rows], group)
+            if group["weight_decay"]:
+                decay = lr * group["weight_decay"] * d.finite[rows].to(delta.dtype)
+                _shrink(piece.weight, decay, delta[rows] if group["cautious"] else None)
+            piece.weight.add_(delta[rows])
         piece.skipped.add_(~d.finite[rows, 0, 0])
 
 
@@ -101,31 +103,28 @@ def _remember(
     M = piece.momentum
     if M is None:
         return
-    if group["error_feedback"] and d.Q is not None and d.block is not None:
-        new = torch.baddbmm(U, d.Q[rows], d.block[rows], alpha=group["momentum"] - 1)
+    if group["error_feedback"] and d.Q is not None and d.B is not None:
+        captured = be.ldexp(be.namespace(U), d.B[rows], d.e[rows])
+        new = torch.baddbmm(U, d.Q[rows], captured, alpha=group["momentum"] - 1)
         M.copy_(new if all_ok else torch.where(ok, new, M))
     else:
         g = piece.gradient.to(M.dtype)
         M.lerp_(g if all_ok else torch.where(ok, g, M), 1 - group["momentum"])
 
 
-def _apply(weight: Tensor, delta: Tensor, ok: Tensor, group: dict[str, Any]) -> None:
-    """X <- (1 - lr weight_decay) X + delta, where the gradient was finite."""
-    if group["weight_decay"]:
-        decay = group["lr"] * group["weight_decay"] * ok.to(weight.dtype)
-        weight.mul_(1 - decay * (delta * weight < 0) if group["cautious"] else 1 - decay)
-    weight.add_(delta)
+def _shrink(weight: Tensor, decay: Tensor, delta: Tensor | None) -> None:
+    """X <- (1 - decay) X, or with a step `delta` only for the entries that it moves towards zero."""
+    weight.mul_(1 - decay if delta is None else 1 - decay * (delta * weight < 0))
 
 
-def _diagnosis(weight: Tensor, d: Direction, rows: slice, squares: Tensor, delta: Tensor) -> Tensor:
-    """Captured energy, stable rank and update over weight, a row for each matrix."""
-    ratio = torch.linalg.vector_norm(delta, dim=(-2, -1)) / torch.linalg.vector_norm(weight, dim=(-2, -1))
-    if d.block is None:
-        unknown = torch.full_like(ratio, torch.nan)
-        return torch.stack([unknown, unknown, ratio], 1)
-    S = d.block[rows] @ d.block[rows].mT
+def _spectrum(d: Direction) -> Tensor:
+    """Captured energy ||B||_F^2/||U||_F^2 and stable rank ||U||_F^2/||U||_2^2, a row for each matrix."""
+    if d.B is None:
+        return torch.full((d.X.shape[0], 2), torch.nan, device=d.X.device)
+    squares = torch.linalg.vector_norm(d.X, dim=(-2, -1)) ** 2
+    S = d.B @ d.B.mT
     size = torch.linalg.matrix_norm(S, keepdim=True)
     # ||S^8||_F / ||S^4||_F is the 4th power of the largest eigenvalue, up to 4th powers of the others' ratios to it
     S4 = torch.linalg.matrix_power(S / size, 4)
     top = (torch.linalg.matrix_norm(S4 @ S4) / torch.linalg.matrix_norm(S4)) ** 0.25 * size[:, 0, 0]
-    return torch.stack([S.diagonal(dim1=-2, dim2=-1).sum(-1) / squares, squares / top, ratio], 1)
+    return torch.stack([S.diagonal(dim1=-2, dim2=-1).sum(-1) / squares, squares / top], 1)

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from orthlin._direction import Rank
-from orthlin.torch._orthogonal import Orthogonal, given
+from orthlin.torch._orthogonal import Orthogonal, options_in
 
 __all__ = ["MSGD", "LowRankMSGD", "LowRankMuon", "Muon"]
 
@@ -118,7 +118,7 @@ class LowRankMuon(Orthogonal):
         seed: int = 0,
         adamw: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(params, given(locals()))
+        super().__init__(params, options_in(locals()))
 
 
 class Muon(Orthogonal):
@@ -169,7 +169,7 @@ class Muon(Orthogonal):
         maximize: bool = False,
         adamw: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(params, given(locals()))
+        super().__init__(params, options_in(locals()))
 
 
 class LowRankMSGD(Orthogonal):
@@ -218,7 +218,7 @@ class LowRankMSGD(Orthogonal):
         seed: int = 0,
         adamw: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(params, given(locals()))
+        super().__init__(params, options_in(locals()))
 
 
 class MSGD(Orthogonal):
@@ -260,4 +260,4 @@ class MSGD(Orthogonal):
         maximize: bool = False,
         adamw: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(params, given(locals()))
+        super().__init__(params, options_in(locals()))
