@@ -9,7 +9,7 @@ from orthlin import _backend as be
 from orthlin import _checks as check
 from orthlin import sketch as sk
 from orthlin._scaling import finite_scale
-from orthlin.errors import RankError
+from orthlin.errors import OptionError, RankError
 from orthlin.lowrank import block_factors
 from orthlin.polar import orthogonalize
 from orthlin.rangefinder import powered_sketch
@@ -90,6 +90,8 @@ class Recipe:
         check.option(self.sketch, "sketch", sk.KINDS)
         check.option(self.scale, "scale", SCALES)
         check.count(self.seed, "seed")
+        if not (self.schedule is None or isinstance(self.schedule, Schedule)):
+            raise OptionError(f"schedule: expected an orthlin.schedules.Schedule, got {self.schedule!r}")
         if self.tail != "auto":
             check.non_negative(self.tail, "tail")
 
@@ -152,10 +154,13 @@ class Recipe:
         if alpha == 0:
             return None, W, 0.0
         total = _squares(xp, X)
-        rest = xp.maximum(total - _squares(xp, B), TAIL_FLOOR * total)
-        safe = xp.where(rest > 0, rest, xp.ones_like(rest))
-        c = be.convert(xp, alpha * math.sqrt((k - r) / X.shape[-1]) / xp.sqrt(safe), X.dtype)
-        return c, W - c * B, xp.sum(_real(xp, c) * rest, axis=-1, keepdims=True)
+        rest = xp.maximum(total - _squares(xp, B), xp.zeros_like(total))
+        safe = xp.maximum(rest, TAIL_FLOOR * total)
+        safe = xp.where(safe > 0, safe, xp.ones_like(safe))
+        c = alpha * math.sqrt((k - r) / X.shape[-1]) / xp.sqrt(safe)
+        inner = xp.sum(c * rest, axis=-1, keepdims=True)
+        c = be.convert(xp, c, X.dtype)
+        return c, W - c * B, inner
 
     def _length(self, xp: Any, shape: tuple[int, ...], r: int | None, inner: Array, e: Array) -> Array | float:
         """Multiplier of the learning rate; `inner` is 2^-e <U, O>."""
@@ -188,15 +193,15 @@ def _refilled(xp: Any, W: Array, old: Array) -> Array:
     return W + old - be.gram(xp, W) @ old
 
 
-def _squares(xp: Any, x: Array) -> Array:
-    """Squared norms of the columns, shape (..., 1, n)."""
-    return xp.linalg.vector_norm(x, axis=-2, keepdims=True) ** 2
-
-
-def _real(xp: Any, x: Array) -> Array:
-    return xp.real(x) if be.is_complex(xp, x) else x
+def real_product(xp: Any, x: Array, y: Array) -> Array:
+    """Real parts of conj(x) y."""
+    return xp.real(xp.conj(x) * y) if be.is_complex(xp, x) else x * y
 
 
 def _inner(xp: Any, x: Array, y: Array) -> Array:
-    """Real inner product, shape (..., 1, 1)."""
-    return xp.sum(_real(xp, xp.conj(x) * y if be.is_complex(xp, x) else x * y), axis=(-2, -1), keepdims=True)
+    return xp.sum(real_product(xp, x, y), axis=(-2, -1), keepdims=True)
+
+
+def _squares(xp: Any, x: Array) -> Array:
+    """Squared norms of the columns, shape (..., 1, n)."""
+    return xp.linalg.vector_norm(x, axis=-2, keepdims=True) ** 2

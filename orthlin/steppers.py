@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from orthlin import _backend as be
 from orthlin import _checks as check
-from orthlin._direction import Direction, Recipe, tail_weight
+from orthlin._direction import Direction, Recipe, real_product, tail_weight
 from orthlin.errors import NonFiniteError, ShapeError
 from orthlin.schedules import Schedule
 
@@ -50,7 +50,7 @@ class State(NamedTuple):
 
 
 class Stepper(NamedTuple):
-    """An optimizer: two pure functions.
+    """An optimizer.
 
     Attributes
     ----------
@@ -256,21 +256,23 @@ def _stepper(rule: _Rule) -> Stepper:
     def init(X: Array, name: str = "") -> State:
         xp = check.matrix(X, "X")
         momentum = be.working(xp, xp.zeros_like(X)) if rule.momentum or rule.error_feedback else None
-        skipped = xp.zeros((*X.shape[:-2], 1, 1), dtype=xp.int32, device=be.device(X))
-        return State(0, momentum, rule.recipe.first_right(xp, be.working(xp, X), name), skipped)
+        right = rule.recipe.first_right(xp, be.working(xp, X), name)
+        return State(0, momentum, right, xp.zeros((*X.shape[:-2], 1, 1), dtype=xp.int32, device=be.device(X)))
 
     def update(G: Array, state: State, X: Array, name: str = "") -> tuple[Array, State]:
         xp = check.matrix(G, "G")
         check.companion(xp, X, "X", G, "G")
+        check.companion(xp, G, "G", X, "X")
         if G.shape != X.shape:
             raise ShapeError(f"G: expected the shape of X, {tuple(X.shape)}, got {tuple(G.shape)}")
-        G = be.working(xp, G)
+        G = be.convert(xp, G, be.working(xp, X).dtype)
         M, U = _momentum(rule, state.momentum, G)
         d = rule.recipe.direction(xp, U, state.right, state.step, name)
         if rule.nonfinite == "raise" and be.is_host(G) and not bool(xp.all(d.finite)):
             raise NonFiniteError("G: holds NaN or infinity; remove or replace them first")
         if rule.error_feedback:
-            M = M if d.Q is None else U - (1 - rule.momentum) * (d.Q @ be.ldexp(xp, d.B, d.e))
+            captured = U if d.Q is None else d.Q @ be.ldexp(xp, d.B, d.e)
+            M = U - (1 - rule.momentum) * captured
         delta = _delta(xp, rule, d, state.step, be.working(xp, X))
 
         M = None if M is None else xp.where(d.finite, M, state.momentum)
@@ -293,7 +295,6 @@ def _momentum(rule: _Rule, M: Array | None, G: Array) -> tuple[Array | None, Arr
 
 def _delta(xp: Any, rule: _Rule, d: Direction, step: Any, X: Array) -> Array:
     """Return -lr (s O + weight_decay X), zero where the direction is not finite."""
-    lr = rule.lr(step) if callable(rule.lr) else rule.lr
-    O = d.dense()
-    decayed = xp.where(O * X > 0, X, xp.zeros_like(X)) if rule.cautious else X
+    lr, O = rule.lr(step) if callable(rule.lr) else rule.lr, d.dense()
+    decayed = xp.where(real_product(xp, O, X) > 0, X, xp.zeros_like(X)) if rule.cautious else X
     return xp.where(d.finite, -lr * (d.length * O + rule.weight_decay * decayed), xp.zeros_like(X))

@@ -103,9 +103,13 @@ def _remember(
     M = piece.momentum
     if M is None:
         return
-    if group["error_feedback"] and d.Q is not None and d.B is not None:
-        captured = be.ldexp(be.namespace(U), d.B[rows], d.e[rows])
-        new = torch.baddbmm(U, d.Q[rows], captured, alpha=group["momentum"] - 1)
+    if group["error_feedback"]:
+        if d.Q is None or d.B is None:
+            new = U * group["momentum"]
+        else:
+            new = torch.baddbmm(
+                U, d.Q[rows], be.ldexp(be.namespace(U), d.B[rows], d.e[rows]), alpha=group["momentum"] - 1
+            )
         M.copy_(new if all_ok else torch.where(ok, new, M))
     else:
         g = piece.gradient.to(M.dtype)
