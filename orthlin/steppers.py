@@ -1,8 +1,8 @@
 r"""Optimizers as pure functions on arrays: matrix-sign gradient descent and Muon, full or at low rank.
 
-A :class:`Stepper` is two functions.  ``init(X)`` makes the state of a parameter X of shape (..., m, n);
+A :class:`Stepper` is two functions: ``init(X)`` makes the state of a parameter X of shape (..., m, n), and
 ``update(G, state, X)`` takes a gradient and returns what to add to X, and the next state.  Nothing is written
-to, and nothing is remembered elsewhere: a state that is saved and read back goes on bit for bit.
+to; a state that is saved and read back goes on bit for bit.
 
 With M a momentum, r a rank and k = min(m, n), the step of a matrix is
 
@@ -35,10 +35,8 @@ class State(NamedTuple):
     ----------
     step : int or array
         Updates so far, skipped ones included.
-    momentum : array, shape (..., m, n), or None
-        Momentum, in float32 at least.
-    right : array, shape (..., r, n), or None
-        Right factor that the next sketch starts from.
+    momentum, right : array, shapes (..., m, n) and (..., r, n), or None
+        Momentum, in float32 at least, and the right factor that the next sketch starts from.
     skipped : array of int32, shape (..., 1, 1)
         Updates left out because a gradient was not finite.
     """
