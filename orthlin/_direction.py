@@ -128,7 +128,7 @@ class Recipe:
         r = self.width(X.shape, step)
         if r is None:
             O = orthogonalize(X) if self.schedule is None else orthogonalize(X, schedule=self.schedule)
-            length = self._length(xp, X.shape, None, _inner(xp, O, X), e)
+            length = self._length(xp, X.shape, None, e, lambda: _inner(xp, O, X))
             return Direction(O, None, None, None, right, None, e, length, finite)
         omega = None if right is None else be.adjoint(xp, self.resized(xp, right, r, step, name))
         rng = be.stream(self.seed, name, step, X) if omega is None else None
@@ -136,7 +136,7 @@ class Recipe:
         Q, B, W = block_factors(xp, X, Y)
         c, V, rest = self._with_tail(xp, X, B, W, r)
         warm = None if omega is None else _refilled(xp, W, be.adjoint(xp, omega))
-        length = self._length(xp, X.shape, r, _inner(xp, W, B) + rest, e)
+        length = self._length(xp, X.shape, r, e, lambda: _inner(xp, W, B) + rest)
         return Direction(X, c, Q, V, warm, B, e, length, finite)
 
     def alpha(self, r: int, k: int) -> float:
@@ -162,12 +162,14 @@ class Recipe:
         c = be.convert(xp, c, X.dtype)
         return c, W - c * B, inner
 
-    def _length(self, xp: Any, shape: tuple[int, ...], r: int | None, inner: Array, e: Array) -> Array | float:
-        """Multiplier of the learning rate; `inner` is 2^-e <U, O>."""
+    def _length(
+        self, xp: Any, shape: tuple[int, ...], r: int | None, e: Array, inner: Callable[[], Array]
+    ) -> Array | float:
+        """Multiplier of the learning rate; `inner` computes 2^-e <U, O>."""
         m, n = shape[-2:]
         k = min(m, n)
         if self.scale == "nuclear":
-            return be.ldexp(xp, inner, e)
+            return be.ldexp(xp, inner(), e)
         if self.scale == "rms_rank" and k:
             size = k if r is None else r + self.alpha(r, k) ** 2 * (k - r)  # ||O||_F^2
             return RMS * math.sqrt(m * n / size)
