@@ -153,8 +153,8 @@ class Recipe:
         alpha = self.alpha(r, k)
         if alpha == 0:
             return None, W, 0.0
-        total = _squares(xp, X)
-        rest = xp.maximum(total - _squares(xp, B), xp.zeros_like(total))
+        total = be.column_squares(xp, X)
+        rest = xp.maximum(total - be.column_squares(xp, B), xp.zeros_like(total))
         safe = xp.maximum(rest, TAIL_FLOOR * total)
         safe = xp.where(safe > 0, safe, xp.ones_like(safe))
         c = alpha * math.sqrt((k - r) / X.shape[-1]) / xp.sqrt(safe)
@@ -202,8 +202,3 @@ def real_product(xp: Any, x: Array, y: Array) -> Array:
 
 def _inner(xp: Any, x: Array, y: Array) -> Array:
     return xp.sum(real_product(xp, x, y), axis=(-2, -1), keepdims=True)
-
-
-def _squares(xp: Any, x: Array) -> Array:
-    """Squared norms of the columns, shape (..., 1, n)."""
-    return xp.linalg.vector_norm(x, axis=-2, keepdims=True) ** 2

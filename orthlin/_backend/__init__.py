@@ -16,6 +16,7 @@ from orthlin._backend.arrays import (
     adjoint,
     cholesky,
     choose,
+    column_squares,
     convert,
     device,
     eigh,
@@ -40,8 +41,8 @@ from orthlin._backend.powers import NOT_FINITE, exponent_bound, ldexp, max_expon
 from orthlin._backend.random import Source, random_source, stream, transfer
 
 __all__ = [
-    "NOT_FINITE", "Array", "Library", "Source", "add_product", "adjoint", "cholesky", "choose", "convert", "device",
-    "eigh", "eps", "exponent_bound", "eye_like", "gram", "installed", "inv", "inv_lower", "is_complex", "is_dense",
-    "is_half", "is_host", "kind", "ldexp", "max_exponent", "namespace", "random_source", "scalar", "stream", "svd",
-    "transfer", "wide_dtype", "working",
+    "NOT_FINITE", "Array", "Library", "Source", "add_product", "adjoint", "cholesky", "choose", "column_squares",
+    "convert", "device", "eigh", "eps", "exponent_bound", "eye_like", "gram", "installed", "inv", "inv_lower",
+    "is_complex", "is_dense", "is_half", "is_host", "kind", "ldexp", "max_exponent", "namespace", "random_source",
+    "scalar", "stream", "svd", "transfer", "wide_dtype", "working",
 ]  # fmt: skip

@@ -104,7 +104,7 @@ class LowRankMuon(Orthogonal):
         nesterov: bool = True,
         weight_decay: float = 0.1,
         cautious: bool = False,
-        scale: str = "rms_rank",
+        scale: str = "rms",
         n_iter: int = 0,
         sketch: str = "gaussian",
         warm_start: bool = True,
