@@ -231,7 +231,7 @@ def decaying(problem: Problem, steps: int) -> None:
     for name in ("full", "low rank", "warm start", "warm, tail"):
         rows = []
         for rho in (0.9, 0.98, 0.99):
-            for travel in (1, 4):
+            for travel in (2, 5):
                 lr = travel * problem.distance * (1 - rho)
                 step = stepper(lambda t, lr=lr, rho=rho: lr * rho**t, scale="none", **METHODS[name])
                 rows.append(Row(name, f"{lr:.2g}, {rho}", run(problem, step, steps)))

@@ -516,7 +516,7 @@ def test_the_factory_routes_and_passes_the_rest_on():
     assert optimizer.param_groups[-1]["weight_decay"] == 0.0 < optimizer.param_groups[-2]["weight_decay"]
 
 
-@pytest.mark.parametrize("name", optim.__all__)
+@pytest.mark.parametrize("name", sorted({*optim.__all__} - {"PAPER"}))
 def test_the_factory_makes_every_optimizer(name):
     assert type(OptimizerFactory()(NanoGPT(), optimizer=name, lr=0.1)) is getattr(optim, name)
 

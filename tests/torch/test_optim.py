@@ -115,7 +115,7 @@ def test_defaults_are_those_of_the_algorithms():
         "MSGD": [0.0, False, None, "none", 0.0],
         "LowRankMSGD": [0.0, False, 0.25, "none", 0.0],
         "Muon": [0.95, True, None, "rms", 0.0],
-        "LowRankMuon": [0.95, True, 0.25, "rms_rank", "auto"],
+        "LowRankMuon": [0.95, True, 0.25, "rms", "auto"],
     }
 
 

@@ -251,8 +251,12 @@ def peak(step, path):
 @pytest.mark.parametrize(
     ("options", "matrices"),
     [
-        *((options, 0) for options in ({}, {"tail": 0.0}, {"scale": "nuclear", "n_iter": 1}, {"momentum": 0.0})),
-        ({"diagnostics": True}, 0),
+        ({"tail": 0.0}, 0),
+        # the squares of a tail's columns, matrix by matrix
+        *(
+            (options, 1)
+            for options in ({}, {"scale": "nuclear", "n_iter": 1}, {"momentum": 0.0}, {"diagnostics": True})
+        ),
         ({"error_feedback": True}, 1),
         ({"cautious": True}, 2),
     ],
