@@ -187,7 +187,7 @@ class Row:
     """Steps to each tolerance, to be ordered by the finest that is reached and printed under a name."""
 
     def __init__(self, name: str, given: str, errors: np.ndarray):
-        self.counts = [steps_to(errors, tol) for tol in TOLERANCES]
+        self.counts = [steps_to(errors, tol) if errors[-1] < 1 else None for tol in TOLERANCES]
         self.order = [10**9 if c is None else c for c in self.counts[::-1]] + [errors[-1]]
         self.text = f"{name:18}{given:>16}{cells(self.counts)}{errors[-1]:>13.1e}"
 
