@@ -1,17 +1,15 @@
-"""Time and memory of an optimizer step on the parameters of GPT-2 124M, over AdamW's.
+"""Time of an optimizer step on the parameters of GPT-2 124M, over AdamW's.
 
     python asv_bench/optimizer_step.py --threads 2 --json optimizer_step.json
 
 Parameters and gradients are random; each optimizer runs in a process of its own, after the first step, which makes
-AdamW's state.  "peak" is the memory that a step takes at most beyond what it finds, over the largest group of
-same-shape matrices (float32).  `torch.optim.Muon` multiplies in bfloat16, which takes minutes a step on a CPU
+AdamW's state.  `torch.optim.Muon` multiplies in bfloat16, which takes minutes a step on a CPU
 without such units: --repeat does not apply to it, one step is timed.
 """
 
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,7 +27,6 @@ SPECS = {
 }
 BLOCK = {"qkv": (2304, 768), "projection": (768, 768), "up": (3072, 768), "down": (768, 3072)}
 LAYERS, WIDTH, VOCABULARY, CONTEXT = 12, 768, 50257, 1024
-LARGEST = LAYERS * 3072 * 768 * 4  # bytes of the largest group
 
 
 def parameters() -> tuple[list[Any], list[Any]]:
@@ -69,20 +66,18 @@ def optimizers(name: str, matrices: list[Any], others: list[Any]) -> list[Any]:
 
 
 def measure(name: str, repeat: int) -> dict[str, Any]:
-    """Seconds of a step, and the memory it takes."""
+    """Seconds of a step."""
     chosen = optimizers(name, *parameters())
     if name != "torch.optim.Muon":
         for optimizer in chosen:
             optimizer.step()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     taken = []
     for _ in range(1 if name == "torch.optim.Muon" else repeat):
         start = time.perf_counter()
         for optimizer in chosen:
             optimizer.step()
         taken.append(time.perf_counter() - start)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    return {"seconds": round(statistics.median(taken), 3), "all": [round(t, 3) for t in taken], "grown": grown}
+    return {"seconds": round(statistics.median(taken), 3), "all": [round(t, 3) for t in taken]}
 
 
 def main() -> None:

@@ -272,7 +272,6 @@ def _stepper(rule: _Rule) -> Stepper:
             captured = U if d.Q is None else d.Q @ be.ldexp(xp, d.B, d.e)
             M = U - (1 - rule.momentum) * captured
         delta = _delta(xp, rule, d, state.step, be.working(xp, X))
-
         M = None if M is None else xp.where(d.finite, M, state.momentum)
         after = State(state.step + 1, M, d.right, state.skipped + xp.astype(~d.finite, xp.int32))
         return be.convert(xp, delta, X.dtype), after
@@ -285,9 +284,9 @@ def _momentum(rule: _Rule, M: Array | None, G: Array) -> tuple[Array | None, Arr
     if M is None:
         return None, G
     beta = rule.momentum
-    new = beta * M + (1 - beta) * G
     if rule.error_feedback:
-        return new, M + (1 - beta) * G
+        return M, M + (1 - beta) * G  # what it leaves is known once the direction is
+    new = beta * M + (1 - beta) * G
     return new, beta * new + (1 - beta) * G if rule.nesterov else new
 
 

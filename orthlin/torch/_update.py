@@ -30,7 +30,7 @@ def stream_name(shape: tuple[int, ...]) -> str:
 
 
 def update(pieces: list[Piece], recipe: Recipe, group: dict[str, Any]) -> None:
-    """Step of all pieces; the only large array it makes is one stack of their shape."""
+    """Step of all pieces; all it makes of their size, for finite gradients on the CPU, is one stack."""
     U = _inputs(pieces, group)
     xp = be.namespace(U)
     step, name = group["step"], stream_name(U.shape)

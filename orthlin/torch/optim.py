@@ -77,7 +77,8 @@ class LowRankMuon(Orthogonal):
 
     Notes
     -----
-    Matrices of one shape are stacked and stepped along together; one such stack is the only large temporary.
+    Matrices of one shape are stacked and stepped along together.  For finite gradients on the CPU one such stack is
+    the only large temporary, else there are three.  Under ``torch.compile`` a step runs as it is, uncompiled.
     Cost: 6 m n r flops a matrix and O((m + n) r^2); state: a momentum of m n and, for a warm start, r n numbers.
 
     References
