@@ -181,7 +181,7 @@ def column_squares(xp: Any, x: Array) -> Array:
     for matrix, total in zip(x, result, strict=True):
         for start in range(0, x.shape[1], _SQUARED_ROWS):
             rows = matrix[start : start + _SQUARED_ROWS]
-            total += xp.sum(xp.square(rows, out=buffer[0, : rows.shape[0]]), axis=0, keepdims=True)
+            total.add_(xp.sum(xp.square(rows, out=buffer[0, : rows.shape[0]]), axis=0, keepdims=True))
     return result
 
 
