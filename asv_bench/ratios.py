@@ -5,8 +5,8 @@
 Three questions, each library in a process of its own, the compared calls in turn, medians:
 
 - `lowrank_orth` in float32 with a given test matrix, over the three matrix products it cannot avoid;
-- `orthogonalize(tol=0.2)` over the iteration of `torch.optim.Muon` (five quintic steps), both with products
-  in float32, with the errors of both;
+- `orthogonalize(tol=0.2)` over the iteration of `torch.optim.Muon` (five quintic steps), both given the same
+  matrix in float32 and, up to order 256, in bfloat16, with the errors of both;
 - the time of a call on a 16 x 16 matrix, in microseconds.
 """
 
@@ -97,13 +97,21 @@ def against_muon(repeat: int) -> Iterator[Row]:
     """`orthogonalize(tol=0.2)` over Muon's iteration."""
     import torch
 
-    for shape in ((768, 768), (768, 3072), (3072, 768), (1024, 1024), (1024, 4096)):
+    large = ((768, 768), (768, 3072), (3072, 768), (1024, 1024), (1024, 4096))
+    small = ((128, 128), (128, 512), (512, 128), (256, 256))
+    for dtype, shape in ((d, s) for d, shapes in (("float32", large), ("bfloat16", small)) for s in shapes):
         for kind in ("gaussian", "1/i"):
-            G = torch.from_numpy(spectrum(*shape, kind))
+            G = torch.from_numpy(spectrum(*shape, kind)).to(getattr(torch, dtype))
             exact = orthlin.polar(G.double()).U
             calls = [lambda: muon_iteration(G), lambda: orthlin.orthogonalize(G, tol=0.2)]  # noqa: B023
             errors = [round(float((c().double() - exact).norm()) / min(shape) ** 0.5, 3) for c in calls]
-            yield {"shape": shape, "spectrum": kind, "errors": errors, **ratio(*interleaved(calls, repeat))}
+            yield {
+                "dtype": dtype,
+                "shape": shape,
+                "spectrum": kind,
+                "errors": errors,
+                **ratio(*interleaved(calls, repeat)),
+            }
 
 
 def overhead(asarray: Callable[[np.ndarray], Any], repeat: int) -> Iterator[Row]:
@@ -113,6 +121,7 @@ def overhead(asarray: Callable[[np.ndarray], Any], repeat: int) -> Iterator[Row]
     for name, call in {
         "polar": lambda: orthlin.polar(A),
         "orthogonalize": lambda: orthlin.orthogonalize(A),
+        "orthogonalize(tol)": lambda: orthlin.orthogonalize(A, tol=0.2),
         "orthogonalize(schedule)": lambda: orthlin.orthogonalize(A, schedule=schedule),
         "lowrank_orth": lambda: orthlin.lowrank_orth(A, 4, test_matrix=A[:, :4]),
         "qr": lambda: orthlin.qr(A),

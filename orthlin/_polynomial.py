@@ -7,9 +7,10 @@ from orthlin._minimax import Odd, image_of_all
 from orthlin._scaling import frobenius
 from orthlin._schedule import constant, rounding
 from orthlin.errors import ScheduleError
-from orthlin.schedules import Schedule, stable, suppress
+from orthlin.schedules import Schedule, for_tolerance, stable, suppress
 
 Array = Any
+_LOWER, _FINEST_TOL, _SAFETY = 1e-3, 2.0**-50, 1e-3  # of the schedules that a tolerance chooses
 
 # The Gram form starts afresh once a rounding error of the Gram matrix, which may have made an eigenvalue
 # negative, has grown to this size; up to there p(x)/x changes little around zero.
@@ -89,6 +90,15 @@ def converging(lower: float, eps: float) -> Schedule:
 
 
 @constant
+def reaching(tol: float, unit: float) -> Schedule:
+    """Cheapest schedule to `tol` for singular values from 1e-3 on, with room for rounding errors of size `unit`.
+
+    They are worst where a library does not fuse products and sums, and for the Gram form.
+    """
+    return for_tolerance(_LOWER, max(0.9 * tol - 8 * unit, _FINEST_TOL), safety=max(_SAFETY, 4 * unit))
+
+
+@constant
 def rank_filter(line: float) -> Schedule:
     """Schedule that sends singular values above `line` to one and those well below to zero.
 
@@ -99,7 +109,7 @@ def rank_filter(line: float) -> Schedule:
 
 
 def _divide(xp: Any, X: Array, norm: Array) -> Array:
-    return X / be.convert(xp, xp.where(norm > 0, norm, xp.ones_like(norm)), X.dtype)
+    return X / be.convert(xp, xp.where(norm > 0, norm, 1), X.dtype)
 
 
 def _horner(xp: Any, S: Array, higher: list[float], *, hermitian: bool) -> tuple[float, Array]:

@@ -21,12 +21,12 @@ def unit_scale(xp: Any, x: Array, name: str, *, keep: int = 0) -> tuple[Array, A
     if not be.is_host(x):
         bad = e == be.NOT_FINITE
         x, e = xp.where(bad, xp.nan, x), xp.where(bad, 0, e)
-    elif 0 not in e.shape:
-        low, high = int(xp.min(e)), int(xp.max(e))
-        if high == be.NOT_FINITE:
+    else:
+        largest = be.largest_exponent(xp, e)
+        if largest == be.NOT_FINITE:
             raise NonFiniteError(f"{name}: holds NaN or infinity; remove or replace them first")
-        if max(-low, high) <= keep:
-            return x, xp.zeros_like(e)
+        if largest <= keep:
+            return x, 0 * e
     return be.ldexp(xp, x, -e), e
 
 
@@ -36,8 +36,8 @@ def finite_scale(xp: Any, x: Array) -> tuple[Array, Array, Array]:
     finite = e != be.NOT_FINITE
     if not (be.is_host(x) and bool(xp.all(finite))):
         x, e = xp.where(finite, x, xp.zeros_like(x)), xp.where(finite, e, xp.zeros_like(e))
-    elif 0 in e.shape or max(-int(xp.min(e)), int(xp.max(e))) <= KEEP:
-        return x, xp.zeros_like(e), finite
+    elif be.largest_exponent(xp, e) <= KEEP:
+        return x, 0 * e, finite
     return be.ldexp(xp, x, -e), e, finite
 
 

@@ -191,7 +191,7 @@ def _triple(
     check.option(method, "method", METHODS)
     r = int(r)
     X, _ = unit_scale(xp, be.working(xp, G), "G", keep=KEEP)
-    X = be.convert(xp, X, G.dtype) if method == "fast" and n_iter == 0 else X
+    X = be.convert(xp, X, G.dtype) if method == "fast" and n_iter == 0 and not be.is_host(X) else X
     Y = powered_sketch(xp, X, width, n_iter, "qr", sketch, test_matrix, rng)
     if 0 in Y.shape:
         C = xp.zeros((*X.shape[:-2], width, X.shape[-1]), dtype=X.dtype, device=be.device(X))
@@ -273,8 +273,7 @@ def _inverse_root(xp: Any, S: Array, r: int) -> tuple[Array, Array, Array]:
     """Leading r eigenvalues s and eigenvectors V of S, and S^(-1/2), or s^(-1/2) V^H if r is less than its order."""
     s, V = be.eigh(xp, S)
     s, V = s[..., None, -r:], V[..., -r:]
-    inverse = xp.where(s > 0, 1 / xp.sqrt(xp.where(s > 0, s, xp.ones_like(s))), xp.zeros_like(s))
-    scaled = V * be.convert(xp, inverse, V.dtype)
+    scaled = V * be.convert(xp, 1 / xp.sqrt(xp.where(s > 0, s, xp.inf)), V.dtype)
     return s, V, be.adjoint(xp, scaled) if r < S.shape[-1] else scaled @ be.adjoint(xp, V)
 
 

@@ -6,15 +6,13 @@ import numpy as np
 
 from orthlin import _backend as be
 from orthlin import _checks as check
-from orthlin import schedules
 from orthlin._newton import newton_sign
-from orthlin._polynomial import GRAM_NOISE, apply, apply_square, converging
-from orthlin._scaling import frobenius, unit_scale
+from orthlin._polynomial import GRAM_NOISE, apply, apply_square, converging, reaching
+from orthlin._scaling import unit_scale
 from orthlin.errors import OptionError
 from orthlin.schedules import Schedule
 
 Array = Any
-_LOWER, _FINEST_TOL, _SAFETY = 1e-3, 2.0**-50, 1e-3  # of the schedules that `tol` chooses
 METHODS = ("auto", "svd", "newton_schulz", "gram_newton_schulz")
 
 __all__ = ["PolarResult", "matrix_sign", "orthogonalize", "polar"]
@@ -125,8 +123,8 @@ def _for_tolerance(xp: Any, A: Array, tol: float) -> Schedule:
     unit = be.eps(xp, A) / 2
     if tol < 16 * unit:
         raise OptionError(f"tol: {A.dtype} can hold {16 * unit:.2g}, got {tol!r}; leave it out or use a wider dtype")
-    # room for rounding, which is worst where a library does not fuse products and sums, and for the Gram form
-    return schedules.for_tolerance(_LOWER, max(0.9 * tol - 8 * unit, _FINEST_TOL), safety=max(_SAFETY, 4 * unit))
+    schedule: Schedule = reaching(tol, unit)
+    return schedule
 
 
 def polar(A: Array, /, *, side: str = "right", method: str = "auto") -> PolarResult:
@@ -273,18 +271,15 @@ def _unitary(xp: Any, X: Array, method: str) -> Array:
         return apply(xp, X, converged, "newton_schulz" if method == "auto" else method)
     wide = be.wide_dtype(xp, X) if method == "auto" else None
     if wide is None:
-        U = _svd_unitary(xp, X)
-    else:
-        U, good = _eigh_unitary(xp, be.convert(xp, X, wide), be.eps(xp, X))
-        U = be.convert(xp, U, X.dtype)
-        if not bool(xp.all(good)):
-            U = xp.where(good, U, _svd_unitary(xp, X))
-    return xp.where(frobenius(xp, X) > 0, U, xp.zeros_like(U))
+        return _svd_unitary(xp, X)[0]
+    U, good = _eigh_unitary(xp, be.convert(xp, X, wide), be.eps(xp, X))
+    return be.choose(xp, good, lambda: (be.convert(xp, U, X.dtype),), lambda: _svd_unitary(xp, X))[0]
 
 
-def _svd_unitary(xp: Any, X: Array) -> Array:
-    U, _, Vh = be.svd(xp, X)
-    return U @ Vh
+def _svd_unitary(xp: Any, X: Array) -> tuple[Array]:
+    """U V^H, and zero for zero."""
+    U, s, Vh = be.svd(xp, X)
+    return ((U * be.convert(xp, s[..., None, :1] > 0, U.dtype)) @ Vh,)
 
 
 def _eigh_unitary(xp: Any, X: Array, eps: float) -> tuple[Array, Array]:

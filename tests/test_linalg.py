@@ -49,6 +49,25 @@ def test_a_large_gram_product_is_right(xp, n):
     assert np.linalg.norm(square - exact) <= n * np.finfo("float32").eps * np.linalg.norm(exact)
 
 
+@pytest.mark.parametrize("n", [16, 64, 300])  # multiplied as it is, in single precision, and by halves
+def test_products_of_half_precision_are_rounded_once(n):
+    torch = pytest.importorskip("torch")
+    c, a, b = (torch.from_numpy(sample("float32", (1, n, n), seed)).bfloat16() for seed in range(3))
+    s = a + a.mT
+    unit = 2.0**-8
+    for got, terms in (
+        (be.gram(be.namespace(a), a), (0.0, c, 1.0, a, a.mT)),
+        (be.add_product(be.namespace(c), 0.5, c, -0.75, a, b), (0.5, c, -0.75, a, b)),
+        (be.add_product(be.namespace(c), 0.5, c, 2.0, s, s, hermitian=True), (0.5, c, 2.0, s, s)),
+    ):
+        beta, *arrays = terms
+        C, alpha, A, B = arrays[0].double(), arrays[1], arrays[2].double(), arrays[3].double()
+        exact, size = beta * C + alpha * A @ B, abs(beta) * C.abs() + abs(alpha) * A.abs() @ B.abs()
+        assert got.dtype == torch.bfloat16
+        # one rounding to half precision, and those of a sum of n products in single precision
+        assert bool(((got.double() - exact).abs() <= unit * exact.abs() + n * 2.0**-23 * size).all())
+
+
 def test_every_matrix_of_a_stack_takes_its_own_route_and_no_route_is_taken_in_vain():
     ok, calls = np.array([True, False]).reshape(2, 1, 1), []
 

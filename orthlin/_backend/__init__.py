@@ -12,19 +12,9 @@ and eager and traced calls run the same code.
 
 from orthlin._backend.arrays import (
     Array,
-    add_product,
-    adjoint,
-    cholesky,
-    choose,
-    column_squares,
     convert,
     device,
-    eigh,
     eps,
-    eye_like,
-    gram,
-    inv,
-    inv_lower,
     is_complex,
     is_dense,
     is_half,
@@ -32,17 +22,30 @@ from orthlin._backend.arrays import (
     kind,
     namespace,
     scalar,
-    svd,
     wide_dtype,
     working,
 )
 from orthlin._backend.libraries import Library, installed
-from orthlin._backend.powers import NOT_FINITE, exponent_bound, ldexp, max_exponent
+from orthlin._backend.linalg import (
+    add_product,
+    adjoint,
+    cholesky,
+    choose,
+    column_squares,
+    eigh,
+    eye_like,
+    gram,
+    inv,
+    inv_lower,
+    svd,
+)
+from orthlin._backend.powers import NOT_FINITE, exponent_bound, largest_exponent, ldexp, max_exponent
 from orthlin._backend.random import Source, random_source, stream, transfer
 
 __all__ = [
     "NOT_FINITE", "Array", "Library", "Source", "add_product", "adjoint", "cholesky", "choose", "column_squares",
     "convert", "device", "eigh", "eps", "exponent_bound", "eye_like", "gram", "installed", "inv", "inv_lower",
-    "is_complex", "is_dense", "is_half", "is_host", "kind", "ldexp", "max_exponent", "namespace", "random_source",
+    "is_complex", "is_dense", "is_half", "is_host", "kind", "largest_exponent", "ldexp",
+    "max_exponent", "namespace", "random_source",
     "scalar", "stream", "svd", "transfer", "wide_dtype", "working",
 ]  # fmt: skip

@@ -43,6 +43,13 @@ def max_exponent(xp: Any, x: Array) -> Array:
     return xp.where(xp.isfinite(top), _exponent(xp, top), NOT_FINITE)
 
 
+def largest_exponent(xp: Any, e: Array) -> int:
+    """Largest magnitude of the exponents of host matrices, 0 where there is none."""
+    if 0 in e.shape:
+        return 0
+    return abs(int(e[0, 0])) if e.ndim == 2 else int(xp.max(xp.abs(e)))
+
+
 def _exponent(xp: Any, top: Array) -> Array:
     if hasattr(xp, "frexp"):
         return xp.astype(xp.frexp(top)[1], xp.int32)
@@ -60,7 +67,7 @@ def ldexp(xp: Any, x: Array, e: Array) -> Array:
     if compat.is_jax_array(x):
         return _jax_ldexp(xp, x, e)
     bound = exponent_bound(xp, x)
-    if 0 not in e.shape and (not is_host(x) or int(xp.max(xp.abs(e))) > bound):
+    if not is_host(x) or largest_exponent(xp, e) > bound:
         rest = e - xp.clip(e, -bound, bound)
         x, e = x * _power(xp, x, rest), e - rest
     return x * _power(xp, x, e)
@@ -74,7 +81,7 @@ def _power(xp: Any, x: Array, e: Array) -> Array:
         # pow is not exact on every device: write the exponent field of the number itself
         factor = (xp.astype(e, integer) + bias << fraction).view(real)
     elif hasattr(xp, "ldexp"):
-        factor = xp.ldexp(xp.ones_like(e, dtype=real), e)
+        factor = xp.ldexp(xp.asarray(1, dtype=real), e)
     else:
         factor = 2.0 ** xp.astype(e, real)
     return xp.astype(factor, x.dtype)

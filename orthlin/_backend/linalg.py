@@ -1,0 +1,184 @@
+"""Products and factorizations that the standard lacks, or that differ between libraries."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import array_api_compat as compat
+import numpy as np
+
+from orthlin._backend.arrays import Array, bits, convert, device, is_complex, is_half, is_host, wide_dtype, working
+
+_GRAM_BLOCK = 256  # rows from which halving a Gram product pays
+_HALF_BLOCK = 48  # order from which converting half precision pays
+_SQUARED_ROWS = 128  # rows that are squared at a time
+
+
+def adjoint(xp: Any, x: Array) -> Array:
+    """Conjugate transpose."""
+    return xp.conj(x.mT) if is_complex(xp, x) else x.mT
+
+
+def _by_halves(x: Array) -> bool:
+    return bool(x.shape[-2] >= _GRAM_BLOCK and compat.is_torch_array(x) and x.device.type == "cpu")
+
+
+def _slow_half(xp: Any, x: Array) -> bool:
+    """Whether single precision is faster in torch: half precision on a CPU whose vector units lack it."""
+    if max(x.shape[-2:]) < _HALF_BLOCK or not (is_half(xp, x) and compat.is_torch_array(x) and is_host(x)):
+        return False
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability() in {"DEFAULT", "AVX2"}
+
+
+def gram(xp: Any, x: Array) -> Array:
+    """X X^H, by a symmetric rank-k update where there is one.
+
+    NumPy makes one of `x @ x.mT`.  For torch on the CPU the lower triangle is multiplied by halves, which
+    saves up to half of the flops; on devices one launch is worth more than the flops.
+    """
+    if _slow_half(xp, x):
+        return convert(xp, gram(xp, working(xp, x)), x.dtype)
+    if not _by_halves(x):
+        return x @ adjoint(xp, x)
+    m = x.shape[-2]
+    top, bottom = x[..., : m // 2, :], x[..., m // 2 :, :]
+    corner = bottom @ adjoint(xp, top)
+    upper = xp.concat([gram(xp, top), adjoint(xp, corner)], axis=-1)
+    return xp.concat([upper, xp.concat([corner, gram(xp, bottom)], axis=-1)], axis=-2)
+
+
+def add_product(xp: Any, beta: float, c: Array, alpha: float, a: Array, b: Array, *, hermitian: bool = False) -> Array:
+    """Beta C + alpha A B, in one pass over the result where the library fuses it.
+
+    `hermitian` says that A and B are the same Hermitian matrix, whose square is a Gram product.
+    """
+    if _slow_half(xp, c):
+        C, A, B = (working(xp, x) for x in (c, a, b))
+        return convert(xp, add_product(xp, beta, C, alpha, A, B, hermitian=hermitian), c.dtype)
+    if compat.is_torch_array(c) and c.ndim in (2, 3) and not (hermitian and _by_halves(a)):
+        fused = c.addmm if c.ndim == 2 else c.baddbmm
+        return fused(a, b, beta=beta, alpha=alpha)
+    product = gram(xp, a) if hermitian else a @ b
+    return beta * c + (product if alpha == 1 else alpha * product)
+
+
+def column_squares(xp: Any, x: Array) -> Array:
+    """Squared norms of the columns, shape (..., 1, n).
+
+    torch on the CPU takes two to eight times as long for a norm along that axis, and fresh memory for all the
+    squares costs as much: a few rows at a time, in one buffer.
+    """
+    plain = compat.is_torch_array(x) and is_host(x) and x.ndim == 3 and not x.requires_grad
+    if not plain or is_complex(xp, x):
+        return xp.linalg.vector_norm(x, axis=-2, keepdims=True) ** 2
+    buffer, result = xp.empty_like(x[:1, :_SQUARED_ROWS]), xp.zeros_like(x[:, :1])
+    for matrix, total in zip(x, result, strict=True):
+        for start in range(0, x.shape[1], _SQUARED_ROWS):
+            rows = matrix[start : start + _SQUARED_ROWS]
+            total.add_(xp.sum(xp.square(rows, out=buffer[0, : rows.shape[0]]), axis=0, keepdims=True))
+    return result
+
+
+def cholesky(xp: Any, s: Array) -> Array:
+    """Lower Cholesky factor of a Hermitian matrix; not finite, never an exception, if it is not definite."""
+    return _nan_where_it_fails(xp, "cholesky", s)
+
+
+def inv(xp: Any, a: Array) -> Array:
+    """Inverse of a square matrix; not finite, never an exception, if it is singular."""
+    return _nan_where_it_fails(xp, "inv", a)
+
+
+def _nan_where_it_fails(xp: Any, name: str, a: Array) -> Array:
+    if compat.is_torch_array(a):
+        import torch
+
+        result, info = getattr(torch.linalg, f"{name}_ex")(a)
+        return torch.where((info == 0)[..., None, None], result, torch.nan)
+    try:
+        return getattr(xp.linalg, name)(a)
+    except np.linalg.LinAlgError:  # for a stack as soon as one of its matrices fails
+        if a.ndim == 2:
+            return a + xp.nan
+        stack = xp.reshape(a, (-1, *a.shape[-2:]))
+        each = [_nan_where_it_fails(xp, name, stack[i, ...]) for i in range(stack.shape[0])]
+        return xp.reshape(xp.stack(each), a.shape)
+
+
+def eigh(xp: Any, s: Array) -> tuple[Array, ...]:
+    """Eigenvalues and eigenvectors of Hermitian matrices, NaN for one that is all NaN, never an exception."""
+    return _unless_nan(xp, xp.linalg.eigh, xp.linalg.eigh, s)
+
+
+def svd(xp: Any, x: Array) -> tuple[Array, ...]:
+    """Thin singular value decomposition, NaN for a matrix that is all NaN, never an exception.
+
+    MKL gives up on one rank-one complex64 matrix in thirty; it does not on the adjoint in double precision.
+    """
+
+    def of_adjoint(x: Array) -> tuple[Array, ...]:
+        V, s, Uh = xp.linalg.svd(xp.astype(adjoint(xp, x), wide_dtype(xp, x) or x.dtype), full_matrices=False)
+        real = xp.float32 if bits(xp, x) == 32 else xp.float64
+        return xp.astype(adjoint(xp, Uh), x.dtype), xp.astype(s, real), xp.astype(adjoint(xp, V), x.dtype)
+
+    return _unless_nan(xp, lambda x: xp.linalg.svd(x, full_matrices=False), of_adjoint, x)
+
+
+def _unless_nan(
+    xp: Any,
+    first: Callable[[Array], tuple[Array, ...]],
+    second: Callable[[Array], tuple[Array, ...]],
+    x: Array,
+) -> tuple[Array, ...]:
+    """`first(x)`, or if that fails `second` of the finite matrices of the stack and NaN for the others."""
+    try:
+        return first(x)
+    except _refusal(x):
+        ok = xp.all(xp.isfinite(x), axis=(-2, -1), keepdims=True)
+        parts = second(xp.where(ok, x, xp.zeros_like(x)))
+        return tuple(xp.where(ok if p.ndim == x.ndim else ok[..., 0], p, xp.nan) for p in parts)
+
+
+def _refusal(x: Array) -> type[Exception]:
+    if compat.is_torch_array(x):
+        import torch
+
+        return cast("type[Exception]", torch.linalg.LinAlgError)
+    return np.linalg.LinAlgError
+
+
+def inv_lower(xp: Any, a: Array) -> Array:
+    """Inverse of a lower triangular matrix; without a triangular solve, by halves down to blocks of 32.
+
+    The standard has no triangular solve, and the general inverse costs NumPy three times as much.
+    """
+    n = a.shape[-1]
+    if compat.is_torch_array(a):
+        import torch
+
+        return torch.linalg.solve_triangular(a, eye_like(xp, a, n), upper=False)
+    if n <= 32:
+        return inv(xp, a)
+    h = n // 2
+    upper, lower = inv_lower(xp, a[..., :h, :h]), inv_lower(xp, a[..., h:, h:])
+    corner = -(lower @ (a[..., h:, :h] @ upper))
+    zero = xp.zeros((*a.shape[:-2], h, n - h), dtype=a.dtype, device=device(a))
+    return xp.concat([xp.concat([upper, zero], axis=-1), xp.concat([corner, lower], axis=-1)], axis=-2)
+
+
+def eye_like(xp: Any, x: Array, n: int) -> Array:
+    """Identity of order `n` with dtype and device of `x`."""
+    return xp.eye(n, dtype=x.dtype, device=device(x))
+
+
+def choose(xp: Any, ok: Array, quick: Callable[[], tuple[Array, ...]], slow: Callable[[], tuple[Array, ...]]) -> Any:
+    """`quick()` for the matrices of a host stack where `ok`, else `slow()`, each called only if it is needed.
+
+    So that a stack equals a loop bit for bit, every matrix takes the route it would take alone.
+    """
+    if bool(ok[0, 0] if ok.ndim == 2 else xp.all(ok)):
+        return quick()
+    if not bool(xp.any(ok)):
+        return slow()
+    return tuple(xp.where(ok, a, b) for a, b in zip(quick(), slow(), strict=True))
