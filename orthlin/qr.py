@@ -147,10 +147,13 @@ def _wide_pass(xp: Any, X: Array, wide: Any) -> tuple[Array, Array, Array]:
     """Q, R and whether they are accurate, by one pass with the Gram matrix and its factor in the wider dtype.
 
     The Gram matrix loses eps_wide cond^2; the product X R^-1 in single precision loses eps cond, so it is
-    taken in the wider dtype unless cond is mild.
+    taken in the wider dtype unless cond is mild.  cond is (||S||_F ||S^-1||_F)^(1/2) with S = R^H R: at least the
+    condition number of R, and closer to it than Frobenius norms of R and R^-1 by up to n^(1/2).
     """
-    L, inverse, cond = _cholesky(xp, be.gram(xp, be.convert(xp, be.adjoint(xp, X), wide)))
-    factor = be.adjoint(xp, inverse)
+    S = be.gram(xp, be.convert(xp, be.adjoint(xp, X), wide))
+    L = be.cholesky(xp, S)
+    factor = be.adjoint(xp, be.inv_lower(xp, L))
+    cond = xp.sqrt(frobenius(xp, S) * frobenius(xp, be.gram(xp, factor)))
     (Q,) = be.choose(
         xp,
         cond <= MILD * X.shape[-1] ** 0.5,
