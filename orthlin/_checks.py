@@ -98,6 +98,12 @@ def option(value: Any, name: str, accepted: Collection[str]) -> None:
         raise OptionError(f"{name}: expected one of {', '.join(map(repr, accepted))}, got {value!r}")
 
 
+def flag(value: Any, name: str) -> None:
+    """Check that `value` is True or False."""
+    if not isinstance(value, bool | np.bool):
+        raise OptionError(f"{name}: expected True or False, got {value!r}")
+
+
 def positive(value: Any, name: str, below: float = math.inf) -> float:
     """`value` as a float in (0, below)."""
     number = _number(value)

@@ -88,6 +88,7 @@ class Recipe:
             _rank(self.rank, 1)
         check.count(self.n_iter, "n_iter")
         check.option(self.sketch, "sketch", sk.KINDS)
+        check.flag(self.warm_start, "warm_start")
         check.option(self.scale, "scale", SCALES)
         check.count(self.seed, "seed")
         if not (self.schedule is None or isinstance(self.schedule, Schedule)):

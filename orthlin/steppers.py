@@ -171,6 +171,8 @@ def muon(
     check.non_negative(momentum, "momentum", below=1)
     check.non_negative(weight_decay, "weight_decay")
     check.option(nonfinite, "nonfinite", ("skip", "raise"))
+    for name, value in {"nesterov": nesterov, "cautious": cautious, "error_feedback": error_feedback}.items():
+        check.flag(value, name)
     recipe = Recipe(
         rank=rank,
         n_iter=n_iter,

@@ -551,8 +551,10 @@ BAD = [
     *(("sketch", value, OptionError) for value in ("uniform", None)),
     *(("scale", value, OptionError) for value in ("adam", 2.0)),
     *(("nonfinite", value, OptionError) for value in ("ignore", None)),
+    *(("warm_start", value, OptionError) for value in ("no", 1, None)),
     ("schedule", "muon", OptionError),
 ]
+FLAGS = ("nesterov", "cautious", "error_feedback")
 
 
 @pytest.mark.parametrize(("name", "value", "kind"), BAD)
@@ -563,6 +565,28 @@ def test_a_bad_option_is_refused_by_name_when_it_is_given(make, name, value, kin
     with pytest.raises(kind, match=rf"^{name}: ") as caught:
         make(**({"lr": 0.1} | {name: value}))
     assert isinstance(caught.value, OrthlinError | ValueError)
+
+
+@pytest.mark.parametrize("value", ["no", 0, None])
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_flag_is_true_or_false(name, value):
+    with pytest.raises(OptionError, match=rf"^{name}: expected True or False, got {value!r}$"):
+        steppers.muon(0.1, **{name: value})
+
+
+@pytest.mark.parametrize("warm_start", [False, True])
+def test_a_name_is_a_string(xp, warm_start):
+    stepper = steppers.muon(0.1, rank=2, warm_start=warm_start)
+    X = xp.asarray(A)
+    with pytest.raises(OptionError, match=r"^name: expected a str, got 3$"):
+        stepper.update(X, stepper.init(X, 3), X, 3)
+
+
+def test_a_seed_may_be_of_any_size(xp):
+    stepper = steppers.muon(0.1, rank=2, seed=2**70)
+    X = xp.asarray(A)
+    first, again = (stepper.update(X, stepper.init(X), X)[0] for _ in range(2))
+    assert np.array_equal(xp.to_numpy(first), xp.to_numpy(again))
 
 
 def test_msgd_takes_no_momentum():

@@ -9,7 +9,7 @@ import array_api_compat as compat
 import numpy as np
 
 from orthlin._backend.arrays import Array, DType, bits, device, namespace
-from orthlin.errors import DeviceError, RngError
+from orthlin.errors import DeviceError, OptionError, RngError
 
 
 class Source(NamedTuple):
@@ -35,12 +35,14 @@ def random_source(rng: Any, like: Array) -> Source:
 
 def stream(seed: int, name: str, step: Any, like: Array) -> Any:
     """Source for `random_source` that is a function of seed, name and step alone; a traced step is fine on JAX."""
+    if not isinstance(name, str):
+        raise OptionError(f"name: expected a str, got {name!r}")
     tag = zlib.crc32(name.encode())
     if not compat.is_jax_array(like):
         return np.random.SeedSequence((seed, tag, int(step)))
     import jax
 
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), tag), step)
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(_seed(seed)), tag), step)
 
 
 def _seed(rng: Any) -> int | None:

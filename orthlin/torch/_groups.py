@@ -17,6 +17,7 @@ from orthlin.torch._update import DIAGNOSTICS, Piece, stream_name
 from orthlin.torch.views import MatrixView, default_view
 
 NAMED_SCHEDULES = {s.__name__: s for s in (schedules.muon, schedules.speedrun, schedules.polar_express)}
+_FLAGS = ("nesterov", "cautious", "error_feedback", "master_weights", "diagnostics", "maximize")
 _RECIPE = ("rank", "n_iter", "sketch", "warm_start", "tail", "scale", "seed")
 
 
@@ -50,6 +51,8 @@ def checked(group: dict[str, Any]) -> dict[str, Any]:
         return group
     check.non_negative(group["momentum"], "momentum", below=1)
     check.option(group["nonfinite"], "nonfinite", ("skip", "raise"))
+    for name in _FLAGS:
+        check.flag(group[name], name)
     if group["schedule"] is not None:
         check.option(group["schedule"], "schedule", tuple(NAMED_SCHEDULES))
     view = group["view"]

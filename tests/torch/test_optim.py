@@ -136,6 +136,8 @@ BAD = [
     *(({"lr": bad}, OptionError) for bad in (torch.ones(2), torch.tensor(-1.0), torch.tensor(NAN))),
     *(({"weight_decay": bad}, OptionError) for bad in (-0.1, "much", None)),
     *(({"scale": bad}, OptionError) for bad in ("big", None, 1.0)),
+    *(({name: 1}, OptionError) for name in ("nesterov", "cautious", "warm_start", "error_feedback", "maximize")),
+    *(({name: "no"}, OptionError) for name in ("master_weights", "diagnostics")),
     *(({"schedule": bad}, OptionError) for bad in ("cubic", 5)),
     *(({"nonfinite": bad}, OptionError) for bad in ("ignore", None)),
     *(({"momentum": bad}, OptionError) for bad in (-0.1, 1.0, NAN, "heavy", None)),
