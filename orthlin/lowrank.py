@@ -94,8 +94,8 @@ def lowrank_orth(
     Notes
     -----
     Directions whose singular value in the projected block is below max(m, n) eps times the largest carry only
-    rounding noise: they are left at zero.  Half precision is worked on in float32 ("fast" without power
-    iterations: its three large products in half precision).
+    rounding noise: they are left at zero.  Half precision is worked on in float32 ("fast" on devices, without
+    power iterations: its three large products in half precision).
 
     Cost: 6 m n r flops for sketch, projection and result, O((m + n) r^2 + r^3) for the rest, and 4 m n r for a
     power iteration.
