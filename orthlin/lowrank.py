@@ -227,7 +227,7 @@ def _exact(xp: Any, Q: Array, C: Array, r: int) -> tuple[Array, Array, Array]:
     if not be.is_host(C) and r == C.shape[-2]:
         return Q, apply(xp, unit_scale(xp, T, "G")[0], rank_filter(line), "newton_schulz"), Vh
     left, s, right = be.svd(xp, T)
-    kept = s[..., None, :] > line * xp.max(s, axis=-1, keepdims=True)[..., None]
+    kept = s[..., None, :] > line * s[..., None, :1]
     left, right = (left * be.convert(xp, kept, C.dtype))[..., :r], right[..., :r, :]
     if r == C.shape[-2]:
         return Q, left @ right, Vh
