@@ -1,6 +1,5 @@
 """Checkpoints: saved atomically, checked whole before anything is changed."""
 
-import copy
 import io
 import zipfile
 import zlib
@@ -33,7 +32,7 @@ def save(path: Path, config: Config, step: int, seconds: float, model: Any, opti
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getbuffer())
 
 
 def load(path: Path, config: Config) -> dict[str, Any]:
@@ -98,8 +97,3 @@ def mismatch(found: Any, wanted: Any, where: str) -> str | None:
     else:
         return None if type(found) is type(wanted) else f"{where} is {found!r}, expected {type(wanted).__name__}"
     return next(filter(None, (mismatch(*pair) for pair in pairs)), None)
-
-
-def independent(model: Any) -> Any:
-    """Return a copy of the model to try a step on."""
-    return copy.deepcopy(model)

@@ -13,7 +13,7 @@ from orthlin.errors import OptionError
 LOG, CHECKPOINT, RESULT, CURVES = "log.jsonl", "checkpoint.pt", "result.json", "curves.png"
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Replace a file in one step: after a crash at any moment it is the old one or the new one, whole."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

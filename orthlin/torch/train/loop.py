@@ -1,5 +1,6 @@
 """The training loop: steps, evaluations, log records and checkpoints."""
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -62,7 +63,7 @@ class Trainer:
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint; the state must be what one step on a copy of the model leaves."""
         content = checkpoint.load(path, self.config)
-        trial = Trainer(self.config, self.text, checkpoint.independent(self.model), [])
+        trial = Trainer(self.config, self.text, copy.deepcopy(self.model), [])
         trial.optimizers = build_optimizers(trial.model, Spec.parse(self.config.optimizer), self.config)
         trial.advance(Clock(self.config.device))
         checkpoint.restore(
