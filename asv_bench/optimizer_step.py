@@ -81,7 +81,7 @@ def measure(name: str, repeat: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure each optimizer in a fresh process, AdamW first and last."""
+    """Measure each optimizer in a fresh process, AdamW first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=7)
