@@ -154,7 +154,6 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
                     found[name] = dict(zip(DIAGNOSTICS, self.state[p]["diagnostics"].unbind(1), strict=True))
         return found
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Perform one step.
@@ -173,6 +172,12 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._step()
+        return loss
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _step(self) -> None:
+        """Step of all groups, by each its algorithm."""
         orthogonal = [group for group in self.param_groups if group["algorithm"] == "orthogonal"]
         for group in orthogonal:
             _refuse(group)
@@ -183,7 +188,6 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
             inner = torch.optim.AdamW([torch.empty(0)])
             inner.param_groups, inner.state = groups, self.state
             getattr(torch.optim.AdamW.step, "__wrapped__", torch.optim.AdamW.step)(inner)  # without global hooks
-        return loss
 
     def _step_orthogonal(self, group: dict[str, Any]) -> None:
         if group["scheduled_rank"] and self._rank_schedule is not None:
