@@ -22,6 +22,8 @@ SPECS = {
     "AdamW": {},
     "LowRankMuon, rank 64": {"rank": 64},
     "LowRankMuon, rank 64, as in the paper": {"rank": 64, "warm_start": False, "tail": 0.0},
+    "AdamW, fused": {"fused": True},
+    "LowRankMuon, rank 64, AdamW fused": {"rank": 64, "adamw": {"fused": True}},
     "Muon, float32": {},
     "torch.optim.Muon": {},
 }
@@ -52,8 +54,8 @@ def optimizers(name: str, matrices: list[Any], others: list[Any]) -> list[Any]:
 
     from orthlin.torch import LowRankMuon, Muon
 
-    if name == "AdamW":
-        return [torch.optim.AdamW(matrices + others)]
+    if name.startswith("AdamW"):
+        return [torch.optim.AdamW(matrices + others, **SPECS[name])]
     if name == "torch.optim.Muon":
         return [torch.optim.Muon(matrices), torch.optim.AdamW(others)]
     qkv = {"splits": 3}

@@ -177,7 +177,7 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _step(self) -> None:
-        """Step of all groups, by each its algorithm."""
+        """Step every group by its algorithm."""
         orthogonal = [group for group in self.param_groups if group["algorithm"] == "orthogonal"]
         for group in orthogonal:
             _refuse(group)
