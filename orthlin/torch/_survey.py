@@ -1,28 +1,28 @@
 """What the modules of a model say about each of its parameters: the rules behind the routing."""
 
-import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from orthlin.errors import OptionError, ShapeError
+from orthlin.torch._blocks import FUSED, QUERY, Place, blocks, is_attention
+from orthlin.torch._maps import CONVOLUTIONS, UNKNOWN, Map, heads, last_maps, maps_of, routers, split
 from orthlin.torch.views import MatrixView
 
 TABLES = (nn.Embedding, nn.EmbeddingBag)
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 LISTS = (nn.ModuleList, nn.Sequential)
-# Names decide how a matrix that is known to be one splits, never whether it is one.
-FUSED = {"c_attn", "qkv", "Wqkv"}
-QUERY = {"q_proj", "q_attn", "wq"}
-KEY_VALUE = {"k_proj", "v_proj", "wk", "wv"}
-OUTPUT = {"c_proj", "o_proj", "out_proj", "proj", "wo"}
-HEADS = ("num_heads", "n_head", "n_heads", "num_attention_heads")
-KEY_VALUE_HEADS = ("num_key_value_heads", "n_kv_head", "n_kv_heads")
+LEAST = 8
+"""A matrix with fewer rows or columns is said to be narrow: little is left there for an orthogonal step to do."""
+NO_DECAY = ("bias", "A_log")
+# Words of reasons that are counted under the table.
+NARROW = f", narrow: an axis below {LEAST}"
+RAW = ", of no layer: taken for a table"
 
 
 class Claim(NamedTuple):
@@ -43,15 +43,20 @@ class Survey:
         self.modules = dict(model.named_modules(remove_duplicate=False))
         inputs, outputs = _answers(model, "get_input_embeddings"), _answers(model, "get_output_embeddings")
         tables = [module for module in model.modules() if isinstance(module, TABLES)]
-        self.embeddings = {p for module in (*inputs, *tables) for p in module.parameters()}
-        self.heads = {p for module in outputs for p in module.parameters()}
+        # Patches and spectra are dense: what maps them is no table, though models name it as their input too.
+        lookups = [module for module in inputs if not any(map(_is_layer, module.modules()))]
+        self.embeddings = {p for module in (*lookups, *tables) for p in module.parameters()}
+        self.outputs = {p for module in outputs for p in module.parameters()}
         known = [module for module in inputs if isinstance(module, TABLES)] or tables
         self.vocabularies = {module.num_embeddings for module in known}
-        widths = {name: _widths(module) for name, module in self.modules.items() if _plain_view(module)}
-        self.taken_in = {width[1] for width in widths.values()}
-        self.last = {self._entry(name): name for name in widths}
-        self.attentions = {name for name, module in self.modules.items() if (FUSED | QUERY) & _children(module)}
-        if per_head and not self.attentions:
+        self.maps = maps_of(self.modules, self.config)
+        found = heads(self.modules, self.maps)
+        self.heads = {self.owner(name).get_parameter(name.rpartition(".")[2]): how for name, how in found.items()}
+        self.ends = dict.fromkeys(last_maps(self.modules, self.maps), "head, the last map")
+        self.ends |= dict.fromkeys(routers(self.modules, self.maps), "router, onto experts")
+        self.taken_in = {known.inner for known in self.maps.values()}
+        self.last = {self._entry(name): name for name in self.maps}
+        if per_head and not any(map(is_attention, model.modules())):
             raise OptionError(
                 f"per_head: found no module with one of {', '.join(sorted(FUSED | QUERY))}; "
                 "leave it out and give views in overrides"
@@ -64,75 +69,71 @@ class Survey:
     def claim(self, name: str, p: nn.Parameter) -> Claim | None:
         """What the owner of a parameter says about it; None where no rule knows it."""
         home, _, attribute = name.rpartition(".")
-        module = self.modules[home]
-        view = _plain_view(module) if attribute == "weight" else None
+        module, known, kind = self.modules[home], self.maps.get(name), type(self.modules[home]).__name__
         if not p.requires_grad:
             return Claim("frozen", None, False, "does not require a gradient")
-        if view is not None and p.ndim < 2:
+        if known is not None and p.ndim < 2:
             return None  # flattened or emptied by a wrapper, no matrix any more
         if p.ndim < 2 or isinstance(module, NORMS):
-            return Claim("adamw", None, False, f"{attribute} of {type(module).__name__}")
-        if p in self.embeddings or p in self.heads:
+            return Claim("adamw", None, False, f"{attribute} of {kind}")
+        if p in self.embeddings or p in self.outputs:
             return Claim("adamw", None, True, "embedding" if p in self.embeddings else "output head")
-        if self._has_vocabulary(home, tuple(p.shape) if view is None else _widths(module)):
+        if self._has_vocabulary(name, known, tuple(p.shape)):
             return Claim("adamw", None, True, "vocabulary-sized axis")
         if "lora_A" in name.split("."):
             return Claim("adamw", None, True, "LoRA A")
-        if "lora_B" in name.split(".") and (view is not None or p.ndim == 2):
-            return Claim("orthogonal", view or MatrixView(), True, "LoRA B")
-        if view is None:
+        if "lora_B" in name.split(".") and (known is not None or p.ndim == 2):
+            return Claim("orthogonal", known.view if known else MatrixView(), True, "LoRA B")
+        if p in self.heads or name in self.ends:
+            return Claim("adamw", None, True, self.heads.get(p) or self.ends[name])
+        if known is None:
+            return self._table(module, attribute, p)
+        view, how = self._blocks(name, known)
+        widths = _block_widths(view, tuple(p.shape))
+        if max(widths) == 1:
+            return Claim("adamw", None, True, f"{kind}, vectors: an axis of 1")
+        return Claim("orthogonal", view, True, f"{kind}{how}{NARROW if min(widths) < LEAST else ''}")
+
+    def _table(self, module: nn.Module, attribute: str, p: nn.Parameter) -> Claim | None:
+        """The claim on a parameter that is no linear map."""
+        axes = sum(n != 1 for n in p.shape)
+        is_form = isinstance(module, ParametrizationList) or (_is_layer(module) and attribute.startswith("weight_"))
+        if isinstance(module, UNKNOWN) or (axes > 2 and p.shape[0] != 1 and not is_form):
             return None
-        split, how = self._attention(home, view)
-        return Claim("orthogonal", split, True, f"{type(module).__name__}{how}")
+        decay = (
+            axes > 1 and not any(word in attribute for word in NO_DECAY) and not getattr(p, "_no_weight_decay", False)
+        )
+        raw = RAW if decay and p.ndim == axes and not is_form else ""
+        return Claim("adamw", None, decay, f"{attribute} of {type(module).__name__}{raw}")
 
     def _entry(self, name: str) -> str:
-        """The entry of the outermost module list that holds a module; "" outside of lists."""
-        parts = name.split(".")
+        """The entry of the outermost module list that holds a parameter; "" outside of lists."""
+        parts = name.split(".")[:-1]
         inside = (i for i in range(len(parts)) if isinstance(self.modules[".".join(parts[:i])], LISTS))
         return ".".join(parts[: next(inside, -1) + 1])
 
-    def _has_vocabulary(self, home: str, shape: tuple[int, ...]) -> bool:
+    def _has_vocabulary(self, name: str, known: Map | None, shape: tuple[int, ...]) -> bool:
         """Whether an axis is the vocabulary, not a hidden width of the same size: see the notes of `route`."""
-        axes = self.vocabularies.intersection(shape)
-        entry = self._entry(home)
-        is_last = self.last.get(entry) == home
+        axes = self.vocabularies.intersection(shape if known is None else known[1:])
+        entry = self._entry(name)
+        is_last = self.last.get(entry) == name
         return bool(axes - self.taken_in and (is_last or not entry)) or bool(axes and is_last and not entry)
 
-    def _attention(self, home: str, view: MatrixView) -> tuple[MatrixView, str]:
-        """The view of a matrix with the blocks it has in attention, and those in words."""
-        parent, _, attribute = home.rpartition(".")
-        if parent not in self.attentions or parent == home or isinstance(self.modules[home], nn.modules.conv._ConvNd):
-            return view, ""
-        out, inner = _widths(self.modules[home])
-        fused = 2 if getattr(self.modules[parent], "is_cross_attention", False) else 3
-        is_fused = attribute in FUSED and out == fused * inner
-        if attribute in FUSED and not is_fused:
-            return view, f", whole: {out} out is not {fused} x {inner} in"
-        if not self.per_head:
-            split = fused if is_fused and self.split_qkv else 1
-            return replace(view, splits=split), f", {split} fused" if split > 1 else ""
-        queries, others = self._head_counts(parent)
-        if is_fused:
-            return replace(view, splits=fused * queries), f", {fused} x {queries} heads"
-        if attribute in OUTPUT:
-            return replace(view, splits=queries, split_axis="in"), f", {queries} heads in"
-        count = queries if attribute in QUERY else others if attribute in KEY_VALUE else 1
-        return replace(view, splits=count), f", {count} heads" if count > 1 else ""
-
-    def _head_counts(self, parent: str) -> tuple[int, int]:
-        """Heads of the queries, and of the keys and values."""
-        module = self.modules[parent]
-        sources = (module, getattr(module, "config", None), self.config)
-        found = [
-            next((n for source in sources for key in keys if isinstance(n := getattr(source, key, None), int)), None)
-            for keys in (HEADS, KEY_VALUE_HEADS)
-        ]
-        if found[0] is None:
-            raise OptionError(
-                f"per_head: {parent} ({type(module).__name__}) and its config have none of {', '.join(HEADS)}; "
-                "leave it out and give views in overrides"
-            )
-        return found[0], found[1] or found[0]
+    def _blocks(self, name: str, known: Map) -> tuple[MatrixView, str]:
+        """The view of a matrix with the blocks it has, and those in words."""
+        home, _, attribute = name.rpartition(".")
+        module = self.modules[home]
+        if isinstance(module, CONVOLUTIONS):
+            return known.view, ""
+        if attribute == "weight" and home:
+            home, _, attribute = home.rpartition(".")
+        beside = [other for other in self.maps if _is_beside(other, home)]
+        following = [self.maps[other].inner for other in beside[beside.index(name) + 1 :]]
+        place = Place(home, self.modules[home], attribute, known.out, known.inner, [*following, 0][0], self.config)
+        found = blocks(place, self.split_qkv, self.per_head)
+        if known.experts:
+            found = found._replace(words=f", {known.experts} experts{found.words}")
+        return (known.view if found.splits == 1 else split(known, found.splits, found.axis)), found.words
 
 
 class Overrides:
@@ -200,25 +201,18 @@ def _answers(model: nn.Module, question: str) -> list[nn.Module]:
     return [module for module in found if isinstance(module, nn.Module)]
 
 
-def _plain_view(module: nn.Module) -> MatrixView | None:
-    """View of the weight of a module that is a linear map, else None."""
-    # A Conv1D can only be there if its library is loaded, which is not ours to load.
-    conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
-    if conv1d is not None and isinstance(module, conv1d):
-        return MatrixView(transposed=True)
-    if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
-        return MatrixView(splits=module.groups)
-    return MatrixView() if isinstance(module, nn.Linear) else None
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, CONVOLUTIONS))
 
 
-def _widths(module: Any) -> tuple[int, int]:
-    """Out and in width of a module that is a linear map."""
-    if isinstance(module, nn.Linear):
-        return module.out_features, module.in_features
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return module.out_channels, module.in_channels
-    return module.weight.shape[1], module.weight.shape[0]
+def _is_beside(name: str, home: str) -> bool:
+    """Whether a parameter is one of a module's own or of its children's."""
+    prefix = f"{home}." if home else ""
+    return name.startswith(prefix) and name.removeprefix(prefix).count(".") < 2
 
 
-def _children(module: nn.Module) -> set[str]:
-    return {name for name, _ in module.named_children()}
+def _block_widths(view: MatrixView, shape: tuple[int, ...]) -> list[int]:
+    """Smaller axis of the matrices; of none if the shape does not split, which is an error of its own."""
+    with suppress(ShapeError):
+        return [min(m, n) for _, m, n in view.shapes(shape)]
+    return [LEAST]

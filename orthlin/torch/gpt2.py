@@ -1,101 +1,22 @@
-"""Routing of GPT-2, LLaMA and models like them: which parameters are matrices, and which are AdamW's."""
+"""Routing of GPT-2, LLaMA and other models: which parameters are matrices, and which are AdamW's."""
 
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from orthlin import _checks as check
 from orthlin.errors import OptionError
 from orthlin.torch import optim
 from orthlin.torch._survey import Claim, Overrides, Survey, check_memory, settled
+from orthlin.torch._table import NOTHING, Route, Routing
 from orthlin.torch.views import MatrixView
 
 OPTIMIZERS = ("LowRankMuon", "Muon", "LowRankMSGD", "MSGD")
 
 __all__ = ["OptimizerFactory", "Route", "Routing", "param_groups", "route"]
-
-
-class Route(NamedTuple):
-    """What happens to one parameter.
-
-    Attributes
-    ----------
-    name : str
-        Its first full name.
-    parameter : Parameter
-        The parameter itself.
-    algorithm : {"orthogonal", "adamw", "frozen"}
-        Who steps it; "frozen" is nobody.
-    view : MatrixView or None
-        The matrices it holds, for "orthogonal".
-    decay : bool
-        Whether weight decay applies.
-    reason : str
-        The rule that decided, in words.
-    """
-
-    name: str
-    parameter: nn.Parameter
-    algorithm: str
-    view: MatrixView | None
-    decay: bool
-    reason: str
-
-
-@dataclass(frozen=True)
-class Routing:
-    """The decision on every parameter of a model; as a string, a table of it.
-
-    Parameters
-    ----------
-    rows : tuple of Route
-        One for each parameter, in the order of the model, tied ones once.
-    """
-
-    rows: tuple[Route, ...]
-
-    def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups for the optimizers of `orthlin.torch`.
-
-        Returns
-        -------
-        list of dict
-            One group with named parameters for each view of the matrices, then one for AdamW with weight decay
-            and one without; empty groups and frozen parameters are left out.
-
-        Examples
-        --------
-        >>> from torch import nn
-        >>> [group["algorithm"] for group in route(nn.Linear(3, 2)).groups()]
-        ['orthogonal', 'adamw']
-        """
-        groups: dict[Any, dict[str, Any]] = {}
-        for row in sorted(self.rows, key=lambda row: (row.algorithm == "adamw", not row.decay)):
-            settings: dict[str, Any] = {"algorithm": row.algorithm}
-            if row.view is not None:
-                settings["view"] = row.view.as_dict()
-            elif not row.decay:
-                settings["weight_decay"] = 0.0
-            if row.algorithm != "frozen":
-                group = groups.setdefault((row.view, row.decay), {"params": [], **settings})
-                group["params"].append((row.name, row.parameter))
-        return list(groups.values())
-
-    def __str__(self) -> str:
-        lines = [("name", "shape", "algorithm", "matrices", "reason")]
-        totals = dict.fromkeys(("orthogonal", "adamw", "adamw, no decay", "frozen"), 0)
-        for row in self.rows:
-            shape = tuple(row.parameter.shape)
-            label = "adamw, no decay" if row.algorithm == "adamw" and not row.decay else row.algorithm
-            totals[label] += row.parameter.numel()
-            stacks = row.view.shapes(shape) if row.view is not None else []
-            lines.append((row.name, _times(shape), label, " + ".join(map(_times, stacks)), row.reason))
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-        parts = "; ".join(f"{label}: {count:,}" for label, count in totals.items())
-        return "\n".join([*table, f"{sum(totals.values()):,} numbers in {len(self.rows)} parameters: {parts}"])
 
 
 def route(
@@ -110,10 +31,10 @@ def route(
     Parameters
     ----------
     model : Module
-        transformers' GPT2LMHeadModel or LlamaForCausalLM, or any model of linear layers, convolutions, Conv1D,
-        embeddings and norms; on any device, the meta device too.
+        A model of transformers, or any of linear layers, convolutions, attention, experts, embeddings and norms;
+        on any device, the meta device too.
     split_qkv : bool
-        Whether a fused query, key and value projection is three matrices.
+        Whether a fused query, key and value projection is three matrices, where each of them lies in one piece.
     per_head : bool
         Whether queries, keys and values split by heads along out, and the output projection of attention along in.
     overrides : mapping of str to "adamw" or MatrixView, optional
@@ -128,7 +49,8 @@ def route(
     ------
     OptionError
         If no rule knows a parameter, two claims on one differ, two that are trained share memory without being
-        one object, an override matches nothing, or there is no head count where one is needed.
+        one object, one has no shape yet (lazy modules), an override matches nothing, or there is no head count
+        where one is needed.
     ShapeError
         If a parameter does not split as its view says.
 
@@ -136,7 +58,17 @@ def route(
     -----
     In this order: overrides; frozen parameters; 0-D and 1-D parameters and norms are AdamW's, without decay;
     weights of embeddings and output heads, whatever else they are tied to, are AdamW's; so are other matrices
-    with an axis of the vocabulary's size, and LoRA's A; Linear, Conv1D, convolutions and LoRA's B are matrices.
+    with an axis of the vocabulary's size, LoRA's A, heads, routers and vectors; Linear, Conv1D, convolutions (those
+    of patches too), MultiheadAttention, stacks of experts and LoRA's B are matrices; what is left are tokens and
+    tables, AdamW's, if they have one or two axes longer than 1 or a first axis of 1.
+
+    A head is, in a model of transformers, a matrix outside of its base model whose result no later one there takes
+    in (a hidden layer before a classifier is none), or, without such a base, one onto ``config.num_labels`` where no
+    layer takes in that width.  Elsewhere it is the last matrix, with those beside it on the same input, if other
+    matrices come before and none takes in its result.  A router gives one number for each expert: the rows are
+    labels.  A vector is a matrix with an axis of 1, as each filter of a depthwise convolution is.
+
+    Fused projections split if their parts lie one after the other, with `split_qkv` those of attention.
 
     The vocabulary's size is that of the model's ``get_input_embeddings()``, else of every table.  A hidden width
     may coincide with it.  So inside a ModuleList or Sequential an axis of that size counts only if no layer takes
@@ -146,17 +78,19 @@ def route(
     Examples
     --------
     >>> from torch import nn
-    >>> print(route(nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 4, bias=False), nn.Linear(4, 50, bias=False))))
+    >>> print(route(nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 9, bias=False), nn.Linear(9, 50, bias=False))))
     name      shape   algorithm   matrices   reason
     0.weight  50 x 8  adamw                  embedding
-    1.weight  4 x 8   orthogonal  1 x 4 x 8  Linear
-    2.weight  50 x 4  adamw                  vocabulary-sized axis
-    632 numbers in 3 parameters: orthogonal: 32; adamw: 600; adamw, no decay: 0; frozen: 0
+    1.weight  9 x 8   orthogonal  1 x 9 x 8  Linear
+    2.weight  50 x 9  adamw                  vocabulary-sized axis
+    922 numbers in 3 parameters: orthogonal: 72; adamw: 850; adamw, no decay: 0; frozen: 0
     """
     if not isinstance(model, nn.Module):
         raise OptionError(f"model: expected a torch.nn.Module, got {type(model).__qualname__}")
     names: dict[nn.Parameter, list[str]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
+        if is_lazy(p):
+            raise OptionError(f"model: {name} has no shape yet; run the model once first")
         names.setdefault(p, []).append(name)
     chosen = Overrides(overrides or {}, [name for same in names.values() for name in same])
     survey = Survey(model, split_qkv, per_head)
@@ -200,13 +134,21 @@ def param_groups(
     OptionError, ShapeError
         As :func:`route`.
 
+    Warns
+    -----
+    UserWarning
+        If no matrix is trained, so that AdamW steps the whole model.
+
     Examples
     --------
     >>> from torch import nn
     >>> [group["view"]["splits"] for group in param_groups(nn.Conv2d(4, 4, 3, groups=2, bias=False))]
     [2]
     """
-    return route(model, split_qkv=split_qkv, per_head=per_head, overrides=overrides).groups()
+    routing = route(model, split_qkv=split_qkv, per_head=per_head, overrides=overrides)
+    if routing.is_without_matrix():
+        warnings.warn(f"model: {NOTHING}; print(route(model)) says why", stacklevel=2)
+    return routing.groups()
 
 
 class OptimizerFactory:
@@ -264,7 +206,3 @@ class OptimizerFactory:
         check.option(optimizer, "optimizer", OPTIMIZERS)
         groups = param_groups(model, split_qkv=split_qkv, per_head=per_head, overrides=overrides)
         return getattr(optim, optimizer)(groups, **options)
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) or "scalar"

@@ -332,7 +332,7 @@ def test_an_unexpected_parameter_is_an_error_that_names_it_and_the_remedy():
     assert views == {"up.weight": MatrixView(), "experts": MatrixView(batch_ndim=1)}
 
 
-@pytest.mark.parametrize("layer", [nn.ConvTranspose2d(2, 3, 3), nn.LSTM(4, 4), nn.Bilinear(2, 3, 4)])
+@pytest.mark.parametrize("layer", [nn.LSTM(4, 4), nn.GRUCell(4, 4), nn.Bilinear(2, 3, 4)])
 def test_layers_that_are_no_plain_linear_map_are_an_error(layer):
     with pytest.raises(OptionError, match="no rule for weight"):
         route(layer)
@@ -423,7 +423,7 @@ def test_heads_that_cannot_be_found_or_do_not_divide_are_an_error():
 def test_a_fused_weight_of_another_width_stays_whole_and_says_so():
     model = nn.ModuleDict({"qkv": nn.Linear(D, 2 * D, bias=False)})
     row = route(model).rows[0]
-    assert (row.view, row.reason) == (MatrixView(), f"Linear, whole: {2 * D} out is not 3 x {D} in")
+    assert (row.view, row.reason) == (MatrixView(), f"Linear, fused, whole: {2 * D} out is not 3 x {D} in")
 
 
 def test_what_is_not_a_module_is_an_error():
