@@ -63,8 +63,9 @@ def companion(xp: Any, x: Any, name: str, other: Any, other_name: str) -> None:
             f"{name}: expected an array of the library of {other_name} ({_describe(other)}), got {_describe(x)}; "
             "convert one of them"
         )
-    if be.device(x) != be.device(other):
-        raise DeviceError(f"{name}: lives on {be.device(x)}, {other_name} on {be.device(other)}; move one of them")
+    here, there = be.bound_device(x), be.bound_device(other)
+    if here != there and None not in (here, there):
+        raise DeviceError(f"{name}: lives on {here}, {other_name} on {there}; move one of them")
     if be.is_complex(xp, x) and not be.is_complex(xp, other):
         raise DTypeError(f"{name}: is {x.dtype} where {other_name} is {other.dtype}; make both real or both complex")
 

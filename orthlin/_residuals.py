@@ -16,6 +16,7 @@ Array = Any
 __all__ = ["hermitian_defect", "orthogonality", "polar_backward_error", "psd_defect", "qr_residual"]
 
 
+@be.own_settings
 def orthogonality(U: Array, /) -> Array:
     """Return ``||U^H U - I||_F / (eps sqrt(k))``, taken on the short side of length ``k``.
 
@@ -46,6 +47,7 @@ def orthogonality(U: Array, /) -> Array:
     return figure(xp, S - be.eye_like(xp, S, k)) / (be.eps(xp, U) * math.sqrt(max(k, 1)))
 
 
+@be.own_settings
 def polar_backward_error(A: Array, U: Array, H: Array, /, *, side: Literal["right", "left"] = "right") -> Array:
     """Return ``||A - U H||_F / (eps ||A||_F)``, or with ``H U`` in place of ``U H`` for ``side="left"``.
 
@@ -78,6 +80,7 @@ def polar_backward_error(A: Array, U: Array, H: Array, /, *, side: Literal["righ
     return _residual("mn mk kn", A=A, U=U, H=H) if side == "right" else _residual("mn mk kn", A=A, H=H, U=U)
 
 
+@be.own_settings
 def qr_residual(A: Array, Q: Array, R: Array, /) -> Array:
     """Return ``||A - Q R||_F / (eps ||A||_F)``.
 
@@ -105,6 +108,7 @@ def qr_residual(A: Array, Q: Array, R: Array, /) -> Array:
     return _residual("mn mk kn", A=A, Q=Q, R=R)
 
 
+@be.own_settings
 def hermitian_defect(H: Array, /) -> Array:
     """Return ``||H - H^H||_F / (eps ||H||_F)``.
 
@@ -133,6 +137,7 @@ def hermitian_defect(H: Array, /) -> Array:
     return ratio(xp, figure(xp, X - be.adjoint(xp, X)), figure(xp, X)) / be.eps(xp, H)
 
 
+@be.own_settings
 def psd_defect(H: Array, /) -> Array:
     """Return ``max(0, -lambda_min) / (eps max|lambda|)`` for the Hermitian part.
 

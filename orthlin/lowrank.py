@@ -31,6 +31,7 @@ class LowRankOrth(NamedTuple):
     W: Array
 
 
+@be.own_settings
 def lowrank_orth(
     G: Array,
     r: int,
@@ -119,6 +120,7 @@ def lowrank_orth(
     return be.convert(be.namespace(G), result, G.dtype)
 
 
+@be.own_settings
 def lowrank_orth_factors(
     G: Array,
     r: int,

@@ -60,6 +60,7 @@ __all__ = [
 Array = Any
 
 
+@be.own_settings
 def nuclear_norm(A: Array, /) -> Array:
     """Return the sum of the singular values.
 
@@ -88,6 +89,7 @@ def nuclear_norm(A: Array, /) -> Array:
     return power(xp, _nuclear(xp, X), e[..., 0, 0])
 
 
+@be.own_settings
 def numerical_rank(A: Array, /, *, rtol: float | None = None) -> Array:
     """Return the number of singular values above ``rtol`` times the largest.
 
@@ -120,6 +122,7 @@ def numerical_rank(A: Array, /, *, rtol: float | None = None) -> Array:
     return xp.count_nonzero(sigma > line * xp.max(sigma, axis=-1, keepdims=True), axis=-1)
 
 
+@be.own_settings
 def stable_rank(A: Array, /) -> Array:
     """Return ``||A||_F^2 / ||A||_2^2``, which is at most the rank; zero for a zero matrix.
 
@@ -149,6 +152,7 @@ def stable_rank(A: Array, /) -> Array:
     return ratio(xp, xp.sum(sigma**2, axis=-1), xp.max(sigma, axis=-1) ** 2)
 
 
+@be.own_settings
 def captured_nuclear_norm(G: Array, O: Array, /) -> Array:
     """Return ``Re <G, O>``, the first-order decrease that a unit step along ``-O`` promises.
 
@@ -180,6 +184,7 @@ def captured_nuclear_norm(G: Array, O: Array, /) -> Array:
     return power(xp, _inner(xp, X, Y), (e + f)[..., 0, 0])
 
 
+@be.own_settings
 def captured_fraction(G: Array, O: Array, /) -> Array:
     """Return ``Re <G, O>`` divided by the nuclear norm of `G`; zero for a zero `G`.
 
@@ -208,6 +213,7 @@ def captured_fraction(G: Array, O: Array, /) -> Array:
     return ratio(xp, power(xp, _inner(xp, X, Y), f[..., 0, 0]), _nuclear(xp, X))
 
 
+@be.own_settings
 def captured_energy(A: Array, Q: Array, /) -> Array:
     """Return ``||Q^H A||_F^2 / ||A||_F^2`` for orthonormal columns `Q`; zero for a zero `A`.
 
@@ -236,6 +242,7 @@ def captured_energy(A: Array, Q: Array, /) -> Array:
     return ratio(xp, _inner(xp, *[power(xp, be.adjoint(xp, Y) @ X, f)] * 2), _inner(xp, X, X))
 
 
+@be.own_settings
 def range_error(A: Array, Q: Array, /, *, ord: Literal["fro", 2] = "fro") -> Array:
     """Return ``||A - Q Q^H A||`` in the Frobenius norm, or in the 2-norm for ``ord=2``.
 

@@ -38,6 +38,7 @@ class PolarResult(NamedTuple):
         return self.H
 
 
+@be.own_settings
 def orthogonalize(
     A: Array, /, *, method: str = "auto", schedule: Schedule | None = None, tol: float | None = None
 ) -> Array:
@@ -127,6 +128,7 @@ def _for_tolerance(xp: Any, A: Array, tol: float) -> Schedule:
     return schedule
 
 
+@be.own_settings
 def polar(A: Array, /, *, side: str = "right", method: str = "auto") -> PolarResult:
     """Polar decomposition A = U H (side "right") or A = H U (side "left") to working precision.
 
@@ -192,6 +194,7 @@ def polar(A: Array, /, *, side: str = "right", method: str = "auto") -> PolarRes
     return PolarResult(be.convert(xp, U, A.dtype), be.convert(xp, be.ldexp(xp, H, e), A.dtype))
 
 
+@be.own_settings
 def matrix_sign(A: Array, /, *, method: str = "newton", schedule: Schedule | None = None) -> Array:
     r"""Sign of square matrices without eigenvalues on the imaginary axis.
 

@@ -32,6 +32,7 @@ class QRResult(NamedTuple):
     R: Array
 
 
+@be.own_settings
 def qr(A: Array, /, *, method: str = "auto") -> QRResult:
     """Thin QR factorization A = Q R.
 

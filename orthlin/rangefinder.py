@@ -15,6 +15,7 @@ Array = Any
 __all__ = ["adaptive_range_finder", "randomized_range_finder"]
 
 
+@be.own_settings
 def randomized_range_finder(
     A: Array,
     rank: int,
@@ -152,6 +153,7 @@ def _sketched(xp: Any, x: Array, width: int, kind: str, rng: Any) -> Array:
     return x @ draw(n, width, like=x, rng=rng)
 
 
+@be.own_settings
 def adaptive_range_finder(
     A: Array,
     /,

@@ -28,6 +28,7 @@ KINDS = ("gaussian", "sparse_sign", "columns")
 __all__ = ["columns", "gaussian", "sparse_sign"]
 
 
+@be.own_settings
 def gaussian(n: int, width: int, /, *, like: Array, rng: Any = None) -> Array:
     """Matrix of independent standard normal numbers.
 
@@ -67,6 +68,7 @@ def gaussian(n: int, width: int, /, *, like: Array, rng: Any = None) -> Array:
     return be.transfer(xp, omega, like)
 
 
+@be.own_settings
 def sparse_sign(n: int, width: int, /, *, like: Array, rng: Any = None, nonzeros: int = 8) -> Array:
     """Matrix with a fixed number of nonzeros in each row, random signs at random places.
 
@@ -119,6 +121,7 @@ def sparse_sign(n: int, width: int, /, *, like: Array, rng: Any = None, nonzeros
     return be.transfer(xp, sxp.where(place < nonzeros, value, 0 * value), like)
 
 
+@be.own_settings
 def columns(n: int, width: int, /, *, like: Array, rng: Any = None) -> Array:
     """Indices of distinct columns, uniformly out of all of them.
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "orthlin"
 LAYERS = (
     {"errors", "_minimax"},
     {"_backend.arrays", "_backend.libraries", "_schedule"},
-    {"_backend.linalg", "_backend.powers", "_backend.random"},
+    {"_backend.linalg", "_backend.powers", "_backend.random", "_backend.settings"},
     {"_backend"},
     {"_checks", "_scaling", "schedules"},
     {"_bounds", "_residuals"},

@@ -12,6 +12,7 @@ and eager and traced calls run the same code.
 
 from orthlin._backend.arrays import (
     Array,
+    bound_device,
     convert,
     device,
     eps,
@@ -41,11 +42,12 @@ from orthlin._backend.linalg import (
 )
 from orthlin._backend.powers import NOT_FINITE, exponent_bound, largest_exponent, ldexp, max_exponent
 from orthlin._backend.random import Source, random_source, stream, transfer
+from orthlin._backend.settings import own_settings, settings
 
 __all__ = [
-    "NOT_FINITE", "Array", "Library", "Source", "add_product", "adjoint", "cholesky", "choose", "column_squares",
-    "convert", "device", "eigh", "eps", "exponent_bound", "eye_like", "gram", "installed", "inv", "inv_lower",
-    "is_complex", "is_dense", "is_half", "is_host", "kind", "largest_exponent", "ldexp",
-    "max_exponent", "namespace", "random_source",
-    "scalar", "stream", "svd", "transfer", "wide_dtype", "working",
+    "NOT_FINITE", "Array", "Library", "Source", "add_product", "adjoint", "bound_device", "cholesky", "choose",
+    "column_squares", "convert", "device", "eigh", "eps", "exponent_bound", "eye_like", "gram", "installed", "inv",
+    "inv_lower", "is_complex", "is_dense", "is_half", "is_host", "kind", "largest_exponent", "ldexp", "max_exponent",
+    "namespace", "own_settings", "random_source", "scalar", "settings", "stream", "svd", "transfer", "wide_dtype",
+    "working",
 ]  # fmt: skip

@@ -10,7 +10,18 @@ Array = Any
 DType = Any
 
 namespace = compat.array_namespace
-device = compat.device
+
+
+def device(x: Array) -> Any:
+    """Device to make arrays on that go with `x`; None, the choice of JAX, if `x` is traced or sharded."""
+    where = compat.device(x)
+    return None if hasattr(where, "device_set") else where
+
+
+def bound_device(x: Array) -> Any:
+    """Device that `x` must be used on, None if its library moves it to others (JAX, unless it was put there)."""
+    where = device(x)
+    return None if where is None or not getattr(x, "committed", True) else where
 
 
 def is_dense(x: Array) -> bool:

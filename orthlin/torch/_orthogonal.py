@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orthlin import _backend as be
 from orthlin import _checks as check
 from orthlin.errors import NonFiniteError, OptionError
 from orthlin.torch._groups import check_lr, checked, initial_state, listed, pieces_of, recipe_of, tensor
@@ -202,7 +203,8 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
                 batches.setdefault(key, []).append(piece)
         recipe = recipe_of(group)
         for pieces in batches.values():
-            update(pieces, recipe, group)
+            with be.settings(pieces[0].weight):
+                update(pieces, recipe, group)
         for p in params:
             if "master" in self.state[p]:
                 p.copy_(self.state[p]["master"])
