@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from orthlin import _backend as be
 from orthlin import _checks as check
 from orthlin import sketch as sk
+from orthlin._factors import block, multiplied, rooted
 from orthlin._scaling import finite_scale
 from orthlin.errors import OptionError, RankError
-from orthlin.lowrank import block_factors
 from orthlin.polar import orthogonalize
 from orthlin.rangefinder import powered_sketch
 from orthlin.schedules import Schedule
@@ -133,8 +133,9 @@ class Recipe:
             return Direction(O, None, None, None, right, None, e, length, finite)
         omega = None if right is None else be.adjoint(xp, self.resized(xp, right, r, step, name))
         rng = be.stream(self.seed, name, step, X) if omega is None else None
-        Y = powered_sketch(xp, X, r, self.n_iter, "qr", self.sketch, omega, rng)
-        Q, B, W = block_factors(xp, X, Y)
+        Y = powered_sketch(xp, X, None, r, self.n_iter, "qr", self.sketch, omega, rng)
+        Q, B = block(xp, X, None, Y, None)
+        W = multiplied(xp, *rooted(xp, Q, B, r, None)[1:])
         c, V, rest = self._with_tail(xp, X, B, W, r)
         warm = None if omega is None else _refilled(xp, W, be.adjoint(xp, omega))
         length = self._length(xp, X.shape, r, e, lambda: _inner(xp, W, B) + rest)

@@ -7,7 +7,6 @@ from orthlin.errors import NonFiniteError
 
 Array = Any
 _LONG = 4096
-KEEP = 32  # magnitudes of an exponent at which products and their squares are far from the limits of float32
 
 
 def unit_scale(xp: Any, x: Array, name: str, *, keep: int = 0) -> tuple[Array, Array]:
@@ -30,13 +29,29 @@ def unit_scale(xp: Any, x: Array, name: str, *, keep: int = 0) -> tuple[Array, A
     return be.ldexp(xp, x, -e), e
 
 
+def in_range(xp: Any, x: Array, name: str, keep: int = be.KEEP) -> tuple[Array, Array | None]:
+    """Matrices A and a factor s, (..., 1, 1): A (s X) and (s Q)^H A are in a safe range for X and Q of unit size.
+
+    s is a power of two, so that nothing is rounded and A itself need not be written again; NaN for matrices that
+    are not finite.  Host matrices are scaled themselves where they need it, and s is None.
+    """
+    if be.is_host(x) or be.flushes_subnormals(x):
+        return unit_scale(xp, be.working(xp, x), name, keep=keep)[0], None
+    return x, be.safe_factor(xp, x)
+
+
+def times(x: Array, s: Array | None) -> Array:
+    """`x` times the factor of `in_range`."""
+    return x if s is None else x * s
+
+
 def finite_scale(xp: Any, x: Array) -> tuple[Array, Array, Array]:
     """`unit_scale` that raises nothing: X is zero where a matrix is not finite; and which ones are, (..., 1, 1)."""
     e = be.max_exponent(xp, x)
     finite = e != be.NOT_FINITE
     if not (be.is_host(x) and bool(xp.all(finite))):
         x, e = xp.where(finite, x, xp.zeros_like(x)), xp.where(finite, e, xp.zeros_like(e))
-    elif be.largest_exponent(xp, e) <= KEEP:
+    elif be.largest_exponent(xp, e) <= be.KEEP:
         return x, 0 * e, finite
     return be.ldexp(xp, x, -e), e, finite
 

@@ -6,11 +6,12 @@ from typing import Any
 from orthlin import _backend as be
 from orthlin import _checks as check
 from orthlin import sketch as sk
-from orthlin._scaling import unit_scale
+from orthlin._scaling import in_range, times, unit_scale
 from orthlin.errors import DeviceError, NonFiniteError, ShapeError
 from orthlin.qr import thin_qr
 
 Array = Any
+_SAFE = 8  # exponents of a test matrix that is taken as it is
 
 __all__ = ["adaptive_range_finder", "randomized_range_finder"]
 
@@ -91,7 +92,7 @@ def randomized_range_finder(
     check.option(normalizer, "normalizer", ("qr", "none"))
     check.option(sketch, "sketch", sk.KINDS)
     X, _ = unit_scale(xp, be.working(xp, A), "A")
-    Y = powered_sketch(xp, X, width, n_iter, normalizer, sketch, test_matrix, rng)
+    Y = powered_sketch(xp, X, None, width, n_iter, normalizer, sketch, test_matrix, rng)
     return be.convert(xp, thin_qr(xp, Y)[0], A.dtype)
 
 
@@ -123,6 +124,7 @@ def _broadcasts(given: tuple[int, ...], target: tuple[int, ...]) -> bool:
 def powered_sketch(
     xp: Any,
     X: Array,
+    s: Array | None,
     width: int,
     n_iter: int,
     normalizer: str,
@@ -130,27 +132,28 @@ def powered_sketch(
     test_matrix: Array | None,
     rng: Any,
 ) -> Array:
-    """(X X^H)^q X Omega, its columns not orthonormal."""
-    if test_matrix is None:
-        Y = _sketched(xp, X, width, kind, rng)
-    else:
-        omega, _ = unit_scale(xp, be.working(xp, test_matrix), "test_matrix", keep=8)
-        Y = X @ be.convert(xp, omega, X.dtype)
+    """(A A^H)^q A Omega for A = s X, its columns not orthonormal."""
+    Y = _sketched(xp, X, s, width, kind, test_matrix, rng)
     for _ in range(n_iter):
         if normalizer == "qr":
-            Y = X @ thin_qr(xp, be.adjoint(xp, X) @ thin_qr(xp, Y)[0])[0]
+            Z = be.large_product(xp, be.adjoint(xp, times(thin_qr(xp, Y)[0], s)), X)
+            Y = be.large_product(xp, X, times(thin_qr(xp, be.adjoint(xp, Z))[0], s))
         else:
             Y = X @ (be.adjoint(xp, X) @ unit_scale(xp, Y, "A")[0])
     return Y
 
 
-def _sketched(xp: Any, x: Array, width: int, kind: str, rng: Any) -> Array:
-    """X Omega for a test matrix of `width` columns; one draw serves every matrix of a stack."""
-    n = x.shape[-1]
-    if kind == "columns":
-        return xp.take(x, sk.columns(n, width, like=x, rng=rng), axis=-1)
-    draw = sk.gaussian if kind == "gaussian" else sk.sparse_sign
-    return x @ draw(n, width, like=x, rng=rng)
+def _sketched(xp: Any, X: Array, s: Array | None, width: int, kind: str, test_matrix: Array | None, rng: Any) -> Array:
+    """A Omega for a test matrix of `width` columns; one draw serves every matrix of a stack."""
+    n = X.shape[-1]
+    if test_matrix is not None:
+        omega = times(*in_range(xp, test_matrix, "test_matrix", keep=_SAFE))
+    elif kind == "columns":
+        return times(be.working(xp, xp.take(X, sk.columns(n, width, like=X, rng=rng), axis=-1)), s)
+    else:
+        draw = sk.gaussian if kind == "gaussian" else sk.sparse_sign
+        omega = draw(n, width, like=X, rng=rng)
+    return be.large_product(xp, X, times(omega, s))
 
 
 @be.own_settings

@@ -28,6 +28,7 @@ from orthlin._backend.arrays import (
 )
 from orthlin._backend.libraries import Library, installed
 from orthlin._backend.linalg import (
+    PRECISIONS,
     add_product,
     adjoint,
     cholesky,
@@ -38,16 +39,28 @@ from orthlin._backend.linalg import (
     gram,
     inv,
     inv_lower,
+    large_product,
+    reduced,
     svd,
 )
-from orthlin._backend.powers import NOT_FINITE, exponent_bound, largest_exponent, ldexp, max_exponent
+from orthlin._backend.powers import (
+    KEEP,
+    NOT_FINITE,
+    exponent_bound,
+    flushes_subnormals,
+    largest_exponent,
+    ldexp,
+    max_exponent,
+    safe_factor,
+)
 from orthlin._backend.random import Source, random_source, stream, transfer
 from orthlin._backend.settings import own_settings, settings
 
 __all__ = [
-    "NOT_FINITE", "Array", "Library", "Source", "add_product", "adjoint", "bound_device", "cholesky", "choose",
-    "column_squares", "convert", "device", "eigh", "eps", "exponent_bound", "eye_like", "gram", "installed", "inv",
-    "inv_lower", "is_complex", "is_dense", "is_half", "is_host", "kind", "largest_exponent", "ldexp", "max_exponent",
-    "namespace", "own_settings", "random_source", "scalar", "settings", "stream", "svd", "transfer", "wide_dtype",
+    "KEEP", "NOT_FINITE", "PRECISIONS", "Array", "Library", "Source", "add_product", "adjoint", "bound_device",
+    "cholesky", "choose", "column_squares", "convert", "device", "eigh", "eps", "exponent_bound", "eye_like",
+    "flushes_subnormals", "gram", "installed", "inv", "inv_lower", "is_complex", "is_dense", "is_half", "is_host",
+    "kind", "large_product", "largest_exponent", "ldexp", "max_exponent", "namespace", "own_settings",
+    "random_source", "reduced", "safe_factor", "scalar", "settings", "stream", "svd", "transfer", "wide_dtype",
     "working",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from orthlin._backend.arrays import Array, bits, convert, device, is_complex, is
 _GRAM_BLOCK = 256  # rows from which halving a Gram product pays
 _HALF_BLOCK = 48  # order from which converting half precision pays
 _SQUARED_ROWS = 128  # rows that are squared at a time
+PRECISIONS = ("highest", "high", "medium")  # of large products: the words of PyTorch
 
 
 def adjoint(xp: Any, x: Array) -> Array:
@@ -29,6 +30,19 @@ def _slow_half(xp: Any, x: Array) -> bool:
     import torch
 
     return torch.backends.cpu.get_cpu_capability() in {"DEFAULT", "AVX2"}
+
+
+def reduced(xp: Any, x: Array, precision: str) -> Array:
+    """Return `x` in the dtype that large products of a precision have: at "medium" bfloat16, where there is one."""
+    if precision != "medium" or not hasattr(xp, "bfloat16") or is_complex(xp, x):
+        return x
+    return convert(xp, x, xp.bfloat16)
+
+
+def large_product(xp: Any, a: Array, b: Array) -> Array:
+    """A B in bfloat16 if one of them is in it, returned in single precision at least."""
+    dtype = a.dtype if is_half(xp, a) else b.dtype
+    return working(xp, convert(xp, a, dtype) @ convert(xp, b, dtype))
 
 
 def gram(xp: Any, x: Array) -> Array:
@@ -80,8 +94,15 @@ def column_squares(xp: Any, x: Array) -> Array:
     return result
 
 
-def cholesky(xp: Any, s: Array) -> Array:
-    """Lower Cholesky factor of a Hermitian matrix; not finite, never an exception, if it is not definite."""
+def cholesky(xp: Any, s: Array, *, definite: bool = False) -> Array:
+    """Lower Cholesky factor of a Hermitian matrix; not finite, never an exception, if it is not definite.
+
+    `definite` says that it is, to rounding, unless it holds NaN: then there is nothing to check.
+    """
+    if definite and compat.is_torch_array(s):
+        import torch
+
+        return torch.linalg.cholesky_ex(s)[0]
     return _nan_where_it_fails(xp, "cholesky", s)
 
 
@@ -148,16 +169,17 @@ def _refusal(x: Array) -> type[Exception]:
     return np.linalg.LinAlgError
 
 
-def inv_lower(xp: Any, a: Array) -> Array:
+def inv_lower(xp: Any, a: Array, one: Array | None = None) -> Array:
     """Inverse of a lower triangular matrix; without a triangular solve, by halves down to blocks of 32.
 
+    `one` is the identity, where it is at hand.
     The standard has no triangular solve, and the general inverse costs NumPy three times as much.
     """
     n = a.shape[-1]
     if compat.is_torch_array(a):
         import torch
 
-        return torch.linalg.solve_triangular(a, eye_like(xp, a, n), upper=False)
+        return torch.linalg.solve_triangular(a, eye_like(xp, a, n) if one is None else one, upper=False)
     if n <= 32:
         return inv(xp, a)
     h = n // 2
@@ -169,6 +191,10 @@ def inv_lower(xp: Any, a: Array) -> Array:
 
 def eye_like(xp: Any, x: Array, n: int) -> Array:
     """Identity of order `n` with dtype and device of `x`."""
+    if compat.is_torch_array(x):  # one call in place of array-api-compat's three
+        import torch
+
+        return torch.eye(n, dtype=x.dtype, device=x.device)
     return xp.eye(n, dtype=x.dtype, device=device(x))
 
 

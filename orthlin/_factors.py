@@ -1,0 +1,102 @@
+"""What low rank is made of: an orthonormal basis of a sketch, the block it projects to, the inverse root of the block.
+
+With Q the basis and C = Q^H A the block, M is the inverse square root of C C^H, and Q M C = msign(Q Q^H A).  Host and
+device differ in how Q and M are made, nowhere else: the host looks at condition numbers, the device takes no decision.
+"""
+
+from typing import Any
+
+from orthlin import _backend as be
+from orthlin._gram import approximate_root, basis, inverse_root
+from orthlin._polynomial import apply, rank_filter
+from orthlin._scaling import times, unit_scale
+from orthlin.qr import MILD, thin_qr
+
+Array = Any
+METHODS = ("auto", "exact")
+
+
+def block(xp: Any, X: Array, s: Array | None, Y: Array, tol: float | None, method: str = "auto") -> tuple[Array, Array]:
+    """Q, an orthonormal basis of the range of a sketch Y of A = s X, and the block C = Q^H A."""
+    if Y.shape[-2] == Y.shape[-1]:
+        return Y, times(be.working(xp, X), s)
+    if tol is not None or (method == "auto" and _by_products(xp, Y)):
+        Q = be.convert(xp, basis(xp, Y, exact=tol is None), Y.dtype)
+    else:
+        Q, _ = thin_qr(xp, Y)
+    return Q, be.large_product(xp, be.adjoint(xp, times(Q, s)), X)
+
+
+def rooted(xp: Any, Q: Array, C: Array, r: int, tol: float | None, method: str = "auto") -> tuple[Array, Array, Array]:
+    """Q, M and C with M C = msign of the block, cut to its r leading directions: M is the inverse root of C C^H."""
+    wide, uncut = be.wide_dtype(xp, C) is not None, r == C.shape[-2]
+    if method == "auto" and tol is not None and uncut:
+        return Q, approximate_root(xp, C, tol), C
+    if method == "auto" and wide and be.is_host(C):
+        return _by_gram(xp, Q, C, r)
+    if method == "auto" and wide and uncut:
+        return Q, inverse_root(xp, C, _line(xp, Q, C)), C
+    return _exact(xp, Q, C, r)
+
+
+def _by_products(xp: Any, x: Array) -> bool:
+    return not be.is_host(x) and be.wide_dtype(xp, x) is not None
+
+
+def _line(xp: Any, Q: Array, C: Array) -> float:
+    """Singular value, relative to the largest, below which a direction carries only rounding noise."""
+    return float(max(Q.shape[-2], C.shape[-1]) * be.eps(xp, C))
+
+
+def multiplied(xp: Any, M: Array, C: Array) -> Array:
+    """M C, rounded once."""
+    return be.convert(xp, M @ be.convert(xp, C, M.dtype), C.dtype)
+
+
+def _exact(xp: Any, Q: Array, C: Array, r: int) -> tuple[Array, Array, Array]:
+    """With C = T^H V^H by a second QR factorization, Q msign(C) = Q msign(T^H) V^H."""
+    Ch = be.adjoint(xp, C)
+    V, T = thin_qr(xp, Ch) if Ch.shape[-2] > Ch.shape[-1] else (be.eye_like(xp, C, C.shape[-1]), Ch)
+    Vh, T = be.adjoint(xp, V), be.adjoint(xp, T)
+    line = _line(xp, Q, C)
+    if not be.is_host(C) and r == C.shape[-2]:
+        return Q, apply(xp, unit_scale(xp, T, "G")[0], rank_filter(line), "newton_schulz"), Vh
+    left, s, right = be.svd(xp, T)
+    kept = s[..., None, :] > line * s[..., None, :1]
+    left, right = (left * be.convert(xp, kept, C.dtype))[..., :r], right[..., :r, :]
+    if r == C.shape[-2]:
+        return Q, left @ right, Vh
+    return Q @ left, be.eye_like(xp, C, r), right @ Vh
+
+
+def _by_gram(xp: Any, Q: Array, C: Array, r: int) -> tuple[Array, Array, Array]:
+    """Q (C C^H)^(-1/2) C with the Gram matrix in float64 where that is accurate, else as `_exact`."""
+    s, V, M = _eigh_root(xp, be.gram(xp, be.convert(xp, C, be.wide_dtype(xp, C))), r)
+    # The Gram matrix squares the condition number: its error eps_wide cond^2 stays below eps by a factor 16.
+    good = s[..., :1] * be.eps(xp, C) > 16 * be.eps(xp, s) * s[..., -1:]
+    # A product in single precision adds up to eps cond / 2.
+    mild = s[..., -1:] <= MILD**2 * r * s[..., :1]
+
+    def single() -> tuple[Array, Array, Array]:
+        return Q, be.convert(xp, M, C.dtype), C
+
+    def double() -> tuple[Array, Array, Array]:
+        return _leading(xp, Q, V), be.eye_like(xp, C, r), multiplied(xp, M, C)
+
+    def quick() -> Any:
+        return be.choose(xp, mild, single, double) if r == C.shape[-2] else double()
+
+    return tuple(be.choose(xp, good, quick, lambda: _exact(xp, Q, C, r)))
+
+
+def _leading(xp: Any, Q: Array, V: Array) -> Array:
+    """Basis Q rotated to the leading directions V, as it is where V spans everything."""
+    return Q if V.shape[-1] == V.shape[-2] else Q @ be.convert(xp, V, Q.dtype)
+
+
+def _eigh_root(xp: Any, S: Array, r: int) -> tuple[Array, Array, Array]:
+    """Leading r eigenvalues s and eigenvectors V of S, and S^(-1/2), or s^(-1/2) V^H if r is less than its order."""
+    s, V = be.eigh(xp, S)
+    s, V = s[..., None, -r:], V[..., -r:]
+    scaled = V * be.convert(xp, 1 / xp.sqrt(xp.where(s > 0, s, xp.inf)), V.dtype)
+    return s, V, be.adjoint(xp, scaled) if r < S.shape[-1] else scaled @ be.adjoint(xp, V)
