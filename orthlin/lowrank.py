@@ -122,7 +122,7 @@ def lowrank_orth(
         left, right = Q @ M, C
     else:
         left, right = Q, multiplied(xp, M, C)
-    return be.convert(xp, be.large_product(xp, be.reduced(xp, left, precision), right), G.dtype)
+    return be.large_product(xp, be.reduced(xp, left, precision), right, G.dtype)
 
 
 @be.own_settings
@@ -202,7 +202,7 @@ def _triple(
     check.option(precision, "precision", be.PRECISIONS)
     tol = None if tol is None else check.positive(tol, "tol", below=1.0)
     X, s = in_range(xp, G, "G")
-    X = be.reduced(xp, X, precision) if precision == "medium" else be.working(xp, X)
+    X = be.reduced(xp, X, precision)
     if 0 in X.shape or width == 0:
         empty = {"dtype": be.working(xp, X).dtype, "device": be.device(X)}
         Q = xp.zeros((*X.shape[:-1], int(r)), **empty)

@@ -6,7 +6,7 @@ from typing import Any, cast
 import array_api_compat as compat
 import numpy as np
 
-from orthlin._backend.arrays import Array, bits, convert, device, is_complex, is_half, is_host, wide_dtype, working
+from orthlin._backend.arrays import Array, DType, bits, convert, device, is_complex, is_half, is_host, wide_dtype, working
 
 _GRAM_BLOCK = 256  # rows from which halving a Gram product pays
 _HALF_BLOCK = 48  # order from which converting half precision pays
@@ -33,16 +33,17 @@ def _slow_half(xp: Any, x: Array) -> bool:
 
 
 def reduced(xp: Any, x: Array, precision: str) -> Array:
-    """Return `x` in the dtype that large products of a precision have: at "medium" bfloat16, where there is one."""
-    if precision != "medium" or not hasattr(xp, "bfloat16") or is_complex(xp, x):
-        return x
+    """Return `x` as large products of a precision take it: at "medium" in bfloat16, on devices that have it."""
+    if precision != "medium" or is_host(x) or not hasattr(xp, "bfloat16") or is_complex(xp, x):
+        return working(xp, x)
     return convert(xp, x, xp.bfloat16)
 
 
-def large_product(xp: Any, a: Array, b: Array) -> Array:
-    """A B in bfloat16 if one of them is in it, returned in single precision at least."""
-    dtype = a.dtype if is_half(xp, a) else b.dtype
-    return working(xp, convert(xp, a, dtype) @ convert(xp, b, dtype))
+def large_product(xp: Any, a: Array, b: Array, dtype: DType = None) -> Array:
+    """A B, in half precision if one of them is, and returned in `dtype`, by default in single precision at least."""
+    common = a.dtype if is_half(xp, a) else b.dtype
+    product = convert(xp, a, common) @ convert(xp, b, common)
+    return working(xp, product) if dtype is None else convert(xp, product, dtype)
 
 
 def gram(xp: Any, x: Array) -> Array:
