@@ -5,8 +5,8 @@ import pytest
 import torch
 from conftest import BACKENDS
 
-from orthlin import lowrank_orth, lowrank_orth_factors
 from orthlin import _backend as be
+from orthlin import lowrank_orth, lowrank_orth_factors
 from orthlin._gram import quintics
 
 EPS = np.finfo(np.float32).eps

@@ -6,7 +6,18 @@ from typing import Any, cast
 import array_api_compat as compat
 import numpy as np
 
-from orthlin._backend.arrays import Array, DType, bits, convert, device, is_complex, is_half, is_host, wide_dtype, working
+from orthlin._backend.arrays import (
+    Array,
+    DType,
+    bits,
+    convert,
+    device,
+    is_complex,
+    is_half,
+    is_host,
+    wide_dtype,
+    working,
+)
 
 _GRAM_BLOCK = 256  # rows from which halving a Gram product pays
 _HALF_BLOCK = 48  # order from which converting half precision pays
