@@ -79,6 +79,7 @@ class Recipe:
     sketch: str = "gaussian"
     warm_start: bool = False
     tail: float | str = 0.0
+    tol: float | None = None
     scale: str = "none"
     schedule: Schedule | None = None
     seed: int = 0
@@ -95,6 +96,8 @@ class Recipe:
             raise OptionError(f"schedule: expected an orthlin.schedules.Schedule, got {self.schedule!r}")
         if self.tail != "auto":
             check.non_negative(self.tail, "tail")
+        if self.tol is not None:
+            check.positive(self.tol, "tol", below=1.0)
 
     def width(self, shape: tuple[int, ...], step: Any = 0) -> int | None:
         """Rank at a step for matrices of a shape, None for full."""
@@ -134,8 +137,8 @@ class Recipe:
         omega = None if right is None else be.adjoint(xp, self.resized(xp, right, r, step, name))
         rng = be.stream(self.seed, name, step, X) if omega is None else None
         Y = powered_sketch(xp, X, None, r, self.n_iter, "qr", self.sketch, omega, rng)
-        Q, B = block(xp, X, None, Y, None)
-        W = multiplied(xp, *rooted(xp, Q, B, r, None)[1:])
+        Q, B = block(xp, X, None, Y, self.tol)
+        W = multiplied(xp, *rooted(xp, Q, B, r, self.tol)[1:])
         c, V, rest = self._with_tail(xp, X, B, W, r)
         warm = None if omega is None else _refilled(xp, W, be.adjoint(xp, omega))
         length = self._length(xp, X.shape, r, e, lambda: _inner(xp, W, B) + rest)

@@ -18,7 +18,7 @@ from orthlin.torch.views import MatrixView, default_view
 
 NAMED_SCHEDULES = {s.__name__: s for s in (schedules.muon, schedules.speedrun, schedules.polar_express)}
 _FLAGS = ("nesterov", "cautious", "error_feedback", "master_weights", "diagnostics", "maximize")
-_RECIPE = ("rank", "n_iter", "sketch", "warm_start", "tail", "scale", "seed")
+_RECIPE = ("rank", "n_iter", "sketch", "warm_start", "tail", "tol", "scale", "seed")
 
 
 def listed(params: Any) -> list[Any]:

@@ -23,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "warm_start": False,
     "error_feedback": False,
     "tail": 0.0,
+    "tol": None,
     "seed": 0,
     "view": None,
 }
