@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from orthlin import _backend as be
 from orthlin import _checks as check
 from orthlin import sketch as sk
-from orthlin._factors import block, multiplied, rooted
+from orthlin._factors import Way, block, multiplied, rooted
 from orthlin._scaling import finite_scale
 from orthlin.errors import OptionError, RankError
 from orthlin.polar import orthogonalize
@@ -137,8 +137,9 @@ class Recipe:
         omega = None if right is None else be.adjoint(xp, self.resized(xp, right, r, step, name))
         rng = be.stream(self.seed, name, step, X) if omega is None else None
         Y = powered_sketch(xp, X, None, r, self.n_iter, "qr", self.sketch, omega, rng)
-        Q, B = block(xp, X, None, Y, self.tol)
-        W = multiplied(xp, *rooted(xp, Q, B, r, self.tol)[1:])
+        way = Way(r, self.tol)
+        Q, B = block(xp, X, None, Y, way)
+        W = multiplied(xp, *rooted(xp, Q, B, way)[1:])
         c, V, rest = self._with_tail(xp, X, B, W, r)
         warm = None if omega is None else _refilled(xp, W, be.adjoint(xp, omega))
         length = self._length(xp, X.shape, r, e, lambda: _inner(xp, W, B) + rest)

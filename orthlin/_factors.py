@@ -4,9 +4,12 @@ With Q the basis and C = Q^H A the block, M is the inverse square root of C C^H,
 device differ in how Q and M are made, nowhere else: the host looks at condition numbers, the device takes no decision.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 from orthlin import _backend as be
+from orthlin._derivatives import basis_rule
 from orthlin._gram import approximate_root, basis, inverse_root
 from orthlin._polynomial import apply, rank_filter
 from orthlin._scaling import times, unit_scale
@@ -16,19 +19,41 @@ Array = Any
 METHODS = ("auto", "exact")
 
 
-def block(xp: Any, X: Array, s: Array | None, Y: Array, tol: float | None, method: str = "auto") -> tuple[Array, Array]:
+class Way(NamedTuple):
+    """How the factors are made: the rank r, the tolerance, the method; see `orthlin.lowrank_orth`."""
+
+    r: int
+    tol: float | None = None
+    method: str = "auto"
+
+
+def block(xp: Any, X: Array, s: Array | None, Y: Array, way: Way) -> tuple[Array, Array]:
     """Q, an orthonormal basis of the range of a sketch Y of A = s X, and the block C = Q^H A."""
     if Y.shape[-2] == Y.shape[-1]:
         return Y, times(be.working(xp, X), s)
-    if tol is not None or (method == "auto" and _by_products(xp, Y)):
-        Q = be.convert(xp, basis(xp, Y, exact=tol is None), Y.dtype)
+    if 0 in Y.shape:
+        Q = Y
+    elif way.tol is not None:
+        Q = be.convert(xp, basis(xp, Y, exact=False), Y.dtype)
+    elif way.method == "auto" and _by_products(xp, Y):
+        (Q,) = be.differentiable(xp, lambda Y: (be.convert(xp, basis(xp, Y, exact=True), Y.dtype),), basis_rule, Y)
     else:
         Q, _ = thin_qr(xp, Y)
     return Q, be.large_product(xp, be.adjoint(xp, times(Q, s)), X)
 
 
-def rooted(xp: Any, Q: Array, C: Array, r: int, tol: float | None, method: str = "auto") -> tuple[Array, Array, Array]:
+def signed(xp: Any, function: Callable[..., be.Arrays], rule: Any, Q: Array, C: Array, way: Way) -> be.Arrays:
+    """`function(Q, C)`, made of the factors of Q msign(C), with one derivative for all ways; or as it is written."""
+    if way.tol is not None or 0 in Q.shape or 0 in C.shape:
+        return function(Q, C)
+    return be.differentiable(xp, function, partial(rule, way.r), Q, C)
+
+
+def rooted(xp: Any, Q: Array, C: Array, way: Way) -> tuple[Array, Array, Array]:
     """Q, M and C with M C = msign of the block, cut to its r leading directions: M is the inverse root of C C^H."""
+    r, tol, method = way
+    if 0 in Q.shape or 0 in C.shape:
+        return Q[..., :r], xp.zeros((r, C.shape[-2]), dtype=C.dtype, device=be.device(C)), C
     wide, uncut = be.wide_dtype(xp, C) is not None, r == C.shape[-2]
     if method == "auto" and tol is not None and uncut:
         return Q, approximate_root(xp, C, tol), C

@@ -12,19 +12,23 @@ _DEVICE_STEPS = 24
 _LOST = 4.0  # a step must exceed so many times its rounding error
 
 
-def newton_sign(xp: Any, X: Array) -> Array:
+def newton_sign(xp: Any, X: Array, F: Array | None = None) -> tuple[Array, ...]:
     """Sign of unit-scaled X; NaN where a step loses all digits, as it does next to the imaginary axis.
+
+    With F also the upper right block of sign([[X, F], [0, -X]]), which is linear in F (Roberts 1980); then the
+    spectrum of X lies in the right half-plane.
 
     A step X <- (mu X + X^-1/mu)/2 has terms of norm root = (||X|| ||X^-1||)^(1/2) and the rounding error
     eps root^3.  Matrices that have converged stay as they are, so a batch equals a loop.
     """
     if 0 in X.shape:
-        return X
+        return (X,) if F is None else (X, F)
     eps, host = be.eps(xp, X), be.is_host(X)
     # a step doubles angles with the imaginary axis: more steps would only make a sign out of rounding errors
     steps = int(-0.75 * log2(eps))
     norm = frobenius(xp, X)
     done = norm < 0
+    lost = xp.isnan(norm)
     for _ in range(steps if host else min(steps, _DEVICE_STEPS)):
         inverse = be.inv(xp, X)
         largest = xp.max(xp.abs(inverse), axis=(-2, -1), keepdims=True)
@@ -35,13 +39,16 @@ def newton_sign(xp: Any, X: Array) -> Array:
         size = frobenius(xp, new)
         new = xp.where(done | (size > _LOST * eps * root**3), new, xp.nan)
         change = frobenius(xp, new - X)
+        if F is not None:
+            F = xp.where(done, F, (mu * F + inverse @ F @ inverse / mu) / 2)
         X, norm = xp.where(done, X, new), xp.where(done, norm, size)
         done = done | (change <= eps**0.5 + eps * root**3)  # what is left is the square of the change, or rounding
         if host and bool(xp.all(done | xp.isnan(change))):
             break
-    if host and not bool(xp.all(done)):
+    if host and not bool(xp.all(done | lost)):
         raise SingularError(
             "A: has an eigenvalue on the imaginary axis to working precision, so it has no sign; "
             "add a multiple of the identity first to split the spectrum elsewhere"
         )
-    return xp.where(done, X, xp.nan)
+    X = xp.where(done, X, xp.nan)
+    return (X,) if F is None else (X, xp.where(done, F, xp.nan))

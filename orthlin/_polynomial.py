@@ -33,6 +33,7 @@ def apply(xp: Any, X: Array, schedule: Schedule, form: str, dtype: Any = None, n
     error = _check(xp, X, schedule)
     S = be.gram(xp, X)
     norm = be.working(xp, frobenius(xp, S)) * (1 + 4 * be.eps(xp, X))
+    norm = xp.where(norm > 0, norm, 1)  # before the root, whose derivative at zero is infinite
     X, S = _divide(xp, X, xp.sqrt(norm)), _divide(xp, S, norm)
     restarts = _restarts(schedule, error, noise)
     cheaper = not be.is_half(xp, X) and _gram_flops(X, schedule, restarts) < _plain_flops(X, schedule)

@@ -60,8 +60,27 @@ def frobenius(xp: Any, x: Array) -> Array:
     """Frobenius norm, shape (..., 1, 1), of matrices whose entries are in a safe range.
 
     The norm of the norms along the short side.  A long sum in float32 loses digits on some libraries (torch
-    18 eps in 10^6 terms), so a long side is summed in double precision where there is one.
+    18 eps in 10^6 terms), so a long side is summed in double precision where there is one.  The derivative at
+    zero is zero, which some libraries make NaN already for one row of zeros.
     """
+    if 0 in x.shape:
+        return _norm(xp, x)
+    return be.differentiable(xp, lambda x: (_norm(xp, x),), _norm_rule, x, adjoint=_norm_adjoint)[0]
+
+
+def _norm_rule(xp: Any, arrays: be.Arrays, outputs: be.Arrays, tangents: be.Arrays) -> be.Arrays:
+    (x,), (norm,), (dx,) = arrays, outputs, tangents
+    complex_ = be.is_complex(xp, x)
+    products = xp.real(x) * xp.real(dx) + xp.imag(x) * xp.imag(dx) if complex_ else x * dx
+    return (xp.sum(products, axis=(-2, -1), keepdims=True) / xp.where(norm > 0, norm, 1),)
+
+
+def _norm_adjoint(xp: Any, arrays: be.Arrays, outputs: be.Arrays, cotangents: be.Arrays) -> be.Arrays:
+    (x,), (norm,), (c,) = arrays, outputs, cotangents
+    return (be.convert(xp, c / xp.where(norm > 0, norm, 1), x.dtype) * x,)
+
+
+def _norm(xp: Any, x: Array) -> Array:
     short, long = (-2, -1) if x.shape[-2] < x.shape[-1] else (-1, -2)
     norms = xp.linalg.vector_norm(x, axis=short, keepdims=True)
     wide = be.wide_dtype(xp, norms) if x.shape[long] > _LONG else None

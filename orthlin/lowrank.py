@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 from orthlin import _backend as be
 from orthlin import _checks as check
 from orthlin import sketch as sk
-from orthlin._factors import METHODS, block, multiplied, rooted
+from orthlin._derivatives import dense_rule, factors_rule
+from orthlin._factors import METHODS, Way, block, multiplied, rooted, signed
 from orthlin._scaling import in_range, times
 from orthlin.rangefinder import powered_sketch, sketch_width
 
@@ -117,12 +118,17 @@ def lowrank_orth(
     >>> np.round(np.linalg.svd(O)[1][:7], 6).tolist()
     [1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0]
     """
-    xp, Q, M, C = _triple(G, r, n_iter, n_oversamples, sketch, test_matrix, method, tol, precision, rng)
-    if G.shape[-2] <= G.shape[-1] and M.dtype == C.dtype:
-        left, right = Q @ M, C
-    else:
-        left, right = Q, multiplied(xp, M, C)
-    return be.large_product(xp, be.reduced(xp, left, precision), right, G.dtype)
+    xp, Q, C, way = _parts(G, r, n_iter, n_oversamples, sketch, test_matrix, method, tol, precision, rng)
+
+    def dense(Q: Array, C: Array) -> tuple[Array]:
+        Q, M, C = rooted(xp, Q, C, way)
+        if G.shape[-2] <= G.shape[-1] and M.dtype == C.dtype:
+            left, right = Q @ M, C
+        else:
+            left, right = Q, multiplied(xp, M, C)
+        return (be.large_product(xp, be.reduced(xp, left, precision), right, G.dtype),)
+
+    return signed(xp, dense, dense_rule, Q, C, way)[0]
 
 
 @be.own_settings
@@ -177,11 +183,16 @@ def lowrank_orth_factors(
     >>> Q.shape, warm.W.shape
     ((60, 5), (5, 80))
     """
-    xp, Q, M, C = _triple(G, r, n_iter, n_oversamples, sketch, test_matrix, method, tol, precision, rng)
-    return LowRankOrth(be.convert(xp, Q, G.dtype), be.convert(xp, multiplied(xp, M, C), G.dtype))
+    xp, Q, C, way = _parts(G, r, n_iter, n_oversamples, sketch, test_matrix, method, tol, precision, rng)
+
+    def factors(Q: Array, C: Array) -> tuple[Array, Array]:
+        Q, M, C = rooted(xp, Q, C, way)
+        return be.convert(xp, Q, G.dtype), be.convert(xp, multiplied(xp, M, C), G.dtype)
+
+    return LowRankOrth(*signed(xp, factors, factors_rule, Q, C, way))
 
 
-def _triple(
+def _parts(
     G: Array,
     r: Any,
     n_iter: int,
@@ -192,8 +203,8 @@ def _triple(
     tol: float | None,
     precision: str,
     rng: Any,
-) -> tuple[Any, Array, Array, Array]:
-    """Namespace, Q (m x r), M (r x w), C (w x n) with Q M C = msign(Q Q^H G), to be multiplied in the cheaper order."""
+) -> tuple[Any, Array, Array, Way]:
+    """Namespace, basis Q (m x w) of the sketch, block C (w x n) and how its inverse root is made."""
     xp = check.matrix(G, "G")
     width = sketch_width(xp, G, r, n_oversamples, test_matrix, "r")
     check.count(n_iter, "n_iter")
@@ -203,15 +214,11 @@ def _triple(
     tol = None if tol is None else check.positive(tol, "tol", below=1.0)
     X, s = in_range(xp, G, "G")
     X = be.reduced(xp, X, precision)
-    if 0 in X.shape or width == 0:
-        empty = {"dtype": be.working(xp, X).dtype, "device": be.device(X)}
-        Q = xp.zeros((*X.shape[:-1], int(r)), **empty)
-        return xp, Q, xp.zeros((int(r), width), **empty), xp.zeros((*X.shape[:-2], width, X.shape[-1]), **empty)
+    way = Way(int(r), tol, method)
     Y = _spanning(xp, X, s, width)
     if Y is None:
         Y = powered_sketch(xp, X, s, width, n_iter, "qr", sketch, test_matrix, rng)
-    Q, C = block(xp, X, s, Y, tol, method)
-    return xp, *rooted(xp, Q, C, int(r), tol, method)
+    return xp, *block(xp, X, s, Y, way), way
 
 
 def _spanning(xp: Any, X: Array, s: Array | None, width: int) -> Array | None:

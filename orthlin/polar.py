@@ -6,6 +6,7 @@ import numpy as np
 
 from orthlin import _backend as be
 from orthlin import _checks as check
+from orthlin._derivatives import polar_adjoint, polar_rule, sign_adjoint, sign_rule
 from orthlin._newton import newton_sign
 from orthlin._polynomial import GRAM_NOISE, apply, apply_square, converging, reaching
 from orthlin._scaling import unit_scale
@@ -254,7 +255,7 @@ def matrix_sign(A: Array, /, *, method: str = "newton", schedule: Schedule | Non
     elif schedule is not None:
         raise OptionError("schedule: method 'newton' takes none; choose 'newton_schulz'")
     else:
-        S = newton_sign(xp, X)
+        (S,) = be.differentiable(xp, lambda X: newton_sign(xp, X), sign_rule, X, adjoint=sign_adjoint)
     return be.convert(xp, S, A.dtype)
 
 
@@ -263,11 +264,17 @@ def _hermitian(xp: Any, H: Array) -> Array:
 
 
 def _unitary(xp: Any, X: Array, method: str) -> Array:
-    """Factor of unit-scaled X, worked out tall: libraries factorize those two to three times faster."""
+    """Factor of unit-scaled X, with its derivative."""
     if 0 in X.shape:
         return X
+    (U,) = be.differentiable(xp, lambda X: (_factor(xp, X, method),), polar_rule, X, adjoint=polar_adjoint)
+    return U
+
+
+def _factor(xp: Any, X: Array, method: str) -> Array:
+    """Factor of unit-scaled X, worked out tall: libraries factorize those two to three times faster."""
     if X.shape[-2] < X.shape[-1]:
-        return be.adjoint(xp, _unitary(xp, be.adjoint(xp, X), method))
+        return be.adjoint(xp, _factor(xp, be.adjoint(xp, X), method))
     host = be.is_host(X)
     if method not in ("auto", "svd") or (method == "auto" and not host):
         converged = converging(be.eps(xp, X), be.eps(xp, X))

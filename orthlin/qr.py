@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from orthlin import _backend as be
 from orthlin import _checks as check
+from orthlin._derivatives import qr_rule
 from orthlin._scaling import frobenius, unit_scale
 from orthlin.errors import ShapeError
 
@@ -89,19 +90,25 @@ def qr(A: Array, /, *, method: str = "auto") -> QRResult:
     if method.endswith(("2", "3")) and A.shape[-2] < A.shape[-1]:
         raise ShapeError(f"A: method {method!r} needs m >= n, got shape {tuple(A.shape)}; use 'householder'")
     X, e = unit_scale(xp, be.working(xp, A), "A")
-    if method == "cholesky2":
-        Q, R = _cholesky_qr(xp, X, passes=2)
-    elif method == "shifted_cholesky3":
-        Q, R = _cholesky_qr(xp, X, passes=3, shifted=True)
-    else:
-        Q, R = thin_qr(xp, X) if method == "auto" else _householder(xp, X)
+    Q, R = thin_qr(xp, X, method)
     return QRResult(be.convert(xp, Q, A.dtype), be.convert(xp, be.ldexp(xp, R, e), A.dtype))
 
 
-def thin_qr(xp: Any, X: Array) -> tuple[Array, Array]:
-    """QR of matrices in a safe range: Cholesky where the condition number proves it accurate, else Householder."""
+def thin_qr(xp: Any, X: Array, method: str = "auto") -> tuple[Array, ...]:
+    """QR of matrices in a safe range, with its derivative."""
+    if 0 in X.shape:
+        return _factors(xp, X, method)
+    return be.differentiable(xp, lambda X: _factors(xp, X, method), qr_rule, X)
+
+
+def _factors(xp: Any, X: Array, method: str) -> tuple[Array, Array]:
+    """Factors by `method`; "auto": Cholesky where the condition number proves it accurate, else Householder."""
+    if method == "cholesky2":
+        return _cholesky_qr(xp, X, passes=2)
+    if method == "shifted_cholesky3":
+        return _cholesky_qr(xp, X, passes=3, shifted=True)
     m, n = X.shape[-2:]
-    if not be.is_host(X) or m < 2 * n or m * n < _SMALL:
+    if method == "householder" or not be.is_host(X) or m < 2 * n or m * n < _SMALL:
         return _householder(xp, X)
     wide = be.wide_dtype(xp, X)
     Q, R, good = _two_passes(xp, X) if wide is None else _wide_pass(xp, X, wide)

@@ -26,6 +26,7 @@ from orthlin._backend.arrays import (
     wide_dtype,
     working,
 )
+from orthlin._backend.derivative import Arrays, constant, differentiable
 from orthlin._backend.libraries import Library, installed
 from orthlin._backend.linalg import (
     PRECISIONS,
@@ -57,10 +58,10 @@ from orthlin._backend.random import Source, random_source, stream, transfer
 from orthlin._backend.settings import own_settings, settings
 
 __all__ = [
-    "KEEP", "NOT_FINITE", "PRECISIONS", "Array", "Library", "Source", "add_product", "adjoint", "bound_device",
-    "cholesky", "choose", "column_squares", "convert", "device", "eigh", "eps", "exponent_bound", "eye_like",
-    "flushes_subnormals", "gram", "installed", "inv", "inv_lower", "is_complex", "is_dense", "is_half", "is_host",
-    "kind", "large_product", "largest_exponent", "ldexp", "max_exponent", "namespace", "own_settings",
-    "random_source", "reduced", "safe_factor", "scalar", "settings", "stream", "svd", "transfer", "wide_dtype",
-    "working",
+    "KEEP", "NOT_FINITE", "PRECISIONS", "Array", "Arrays", "Library", "Source", "add_product", "adjoint",
+    "bound_device", "cholesky", "choose", "column_squares", "constant", "convert", "device", "differentiable",
+    "eigh", "eps", "exponent_bound", "eye_like", "flushes_subnormals", "gram", "installed", "inv", "inv_lower",
+    "is_complex", "is_dense", "is_half", "is_host", "kind", "large_product", "largest_exponent", "ldexp",
+    "max_exponent", "namespace", "own_settings", "random_source", "reduced", "safe_factor", "scalar", "settings",
+    "stream", "svd", "transfer", "wide_dtype", "working",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import array_api_compat as compat
 
 from orthlin._backend.arrays import Array, bits, device, is_complex, is_host, working
+from orthlin._backend.derivative import Arrays, constant, differentiable
 
 _MATRIX: dict[str, Any] = {"axis": (-2, -1), "keepdims": True}
 NOT_FINITE = 1 << 20  # larger than every exponent
@@ -38,7 +39,7 @@ def max_exponent(xp: Any, x: Array) -> Array:
     if 0 in x.shape:
         return xp.zeros((*x.shape[:-2], 1, 1), dtype=xp.int32, device=device(x))
     if compat.is_jax_array(x):
-        return _jax_max_exponent(xp, tuple(working(xp, p) for p in _parts(xp, x)))
+        return _jax_max_exponent(xp, tuple(working(xp, p) for p in _parts(xp, constant(x))))
     top = _largest(xp, x)
     return xp.where(xp.isfinite(top), _exponent(xp, top), NOT_FINITE)
 
@@ -49,6 +50,7 @@ def _parts(xp: Any, x: Array) -> tuple[Array, ...]:
 
 def _largest(xp: Any, x: Array) -> Array:
     """Largest |x_ij| over real and imaginary parts: two passes are faster for CPUs, one call for devices."""
+    x = constant(x)
     if is_host(x):
         ends = [end for p in _parts(xp, x) for end in (xp.max(p, **_MATRIX), -xp.min(p, **_MATRIX))]
     else:
@@ -110,19 +112,28 @@ def _clipped(xp: Any, e: Array, bound: int) -> Array:
 def ldexp(xp: Any, x: Array, e: Array) -> Array:
     """X * 2^e, exact up to underflow, for |e| up to twice `exponent_bound`; x not of half precision."""
     if compat.is_jax_array(x):
-        return _jax_ldexp(xp, x, e)
+        return differentiable(xp, lambda x, e: (_jax_ldexp(xp, x, e),), _ldexp_rule, x, e)[0]
     bound = exponent_bound(xp, x)
     if not is_host(x) or largest_exponent(xp, e) > bound:
-        rest = e - _clipped(xp, e, bound)
-        x, e = x * _power(xp, x, rest), e - rest
+        return _in_two_steps(xp, x, e)
     return x * _power(xp, x, e)
+
+
+def _in_two_steps(xp: Any, x: Array, e: Array) -> Array:
+    bound = exponent_bound(xp, x)
+    rest = e - _clipped(xp, e, bound)
+    return x * _power(xp, x, rest) * _power(xp, x, e - rest)
+
+
+def _ldexp_rule(xp: Any, arrays: Arrays, _: Arrays, tangents: Arrays) -> Arrays:
+    return (_in_two_steps(xp, tangents[0], arrays[1]),)
 
 
 def _power(xp: Any, x: Array, e: Array) -> Array:
     """2^e in the dtype of `x`."""
     integer, fraction, bias = _layout(xp, x)
     real = xp.float32 if integer == xp.int32 else xp.float64
-    if compat.is_torch_array(x):
+    if compat.is_torch_array(x) or compat.is_jax_array(x):
         # pow is not exact on every device: write the exponent field of the number itself
         factor = (xp.astype(e, integer) + bias << fraction).view(real)
     elif hasattr(xp, "ldexp"):

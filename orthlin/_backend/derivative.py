@@ -1,0 +1,114 @@
+"""The edge where a derivative of our own is attached to a function of arrays."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import array_api_compat as compat
+
+from orthlin._backend.arrays import Array
+
+Arrays = tuple[Array, ...]
+Function = Callable[..., Arrays]
+Rule = Callable[[Any, Arrays, Arrays, Arrays], Arrays]
+
+
+def differentiable(xp: Any, function: Function, rule: Rule, *arrays: Array, adjoint: Rule | None = None) -> Arrays:
+    """`function(*arrays)`, a tuple, with a derivative where the library has derivatives and one can be asked for.
+
+    `rule(xp, arrays, outputs, tangents)` is the tangents of the outputs, linear in those of the arrays, and
+    differentiable itself.  `adjoint(xp, arrays, outputs, cotangents)` is its adjoint, the cotangents of the
+    arrays, for a library that cannot transpose a rule made of primitives like this one; without it torch
+    transposes the rule.  `function` must not close over traced arrays, and takes leading dimensions.
+    """
+    if compat.is_jax_array(arrays[0]):
+        return _jax(xp, function, rule, arrays)
+    if compat.is_torch_array(arrays[0]) and _torch_asks(arrays):
+        done: Arrays = _torch_function().apply(xp, function, rule, adjoint, *arrays)
+        return done
+    return function(*arrays)
+
+
+def constant(x: Array) -> Array:
+    """`x` without its derivative."""
+    if compat.is_torch_array(x):
+        return x.detach()
+    if compat.is_jax_array(x):
+        from jax.lax import stop_gradient
+
+        return stop_gradient(x)
+    return x
+
+
+def _jax(xp: Any, function: Function, rule: Rule, arrays: Arrays) -> Arrays:
+    import jax
+
+    if not any(isinstance(x, jax.core.Tracer) for x in arrays):
+        return function(*arrays)
+    primitive = jax.custom_jvp(function)
+
+    def with_tangents(primals: Arrays, tangents: Arrays) -> tuple[Arrays, Arrays]:
+        outputs = primitive(*primals)
+        return outputs, rule(xp, primals, outputs, tangents)
+
+    primitive.defjvp(with_tangents)
+    done: Arrays = primitive(*arrays)
+    return done
+
+
+def _torch_asks(arrays: Arrays) -> bool:
+    """Whether a derivative can be asked for.  A compiled graph differentiates the products and factorizations in it."""
+    import torch
+
+    if torch.compiler.is_compiling():
+        return False
+    return (
+        (torch.is_grad_enabled() and any(x.requires_grad for x in arrays))
+        or torch.autograd.forward_ad._current_level >= 0
+        or any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in arrays)
+    )
+
+
+@cache
+def _torch_function() -> Any:
+    import torch
+
+    class Differentiable(torch.autograd.Function):  # type: ignore[misc]
+        @staticmethod
+        def forward(_xp: Any, function: Function, _rule: Rule, _adjoint: Rule | None, *arrays: Array) -> Arrays:
+            given = {id(x) for x in arrays}  # which torch does not take back as they are
+            return tuple(x.clone() if id(x) in given else x for x in function(*arrays))
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Arrays) -> None:
+            ctx.xp, _, ctx.rule, ctx.adjoint, *arrays = inputs
+            ctx.count = len(arrays)
+            ctx.save_for_backward(*arrays, *output)
+            ctx.save_for_forward(*arrays, *output)
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Array) -> Any:
+            arrays, outputs = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+            given = zip(arrays, tangents[4:], strict=True)
+            return ctx.rule(ctx.xp, arrays, outputs, tuple(torch.zeros_like(a) if t is None else t for a, t in given))
+
+        @staticmethod
+        def backward(ctx: Any, *cotangents: Array) -> tuple[Any, ...]:
+            arrays, outputs = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+            if ctx.adjoint is not None:
+                return None, None, None, None, *ctx.adjoint(ctx.xp, arrays, outputs, cotangents)
+            zeros = map(torch.zeros_like, arrays)
+            _, transposed = torch.func.vjp(lambda *tangents: ctx.rule(ctx.xp, arrays, outputs, tangents), *zeros)
+            return None, None, None, None, *transposed(cotangents)
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Arrays, tuple[int, ...]]:
+            xp, function, rule, adjoint, *arrays = inputs
+            stacked = (
+                x.expand(info.batch_size, *x.shape) if d is None else x.movedim(d, 0)
+                for x, d in zip(arrays, in_dims[4:], strict=True)
+            )
+            outputs = differentiable(xp, function, rule, *stacked, adjoint=adjoint)
+            return outputs, (0,) * len(outputs)
+
+    return Differentiable
