@@ -57,7 +57,8 @@ def qr(A: Array, /, *, method: str = "auto") -> QRResult:
     -------
     QRResult
         Named tuple (Q, R) with shapes (..., m, k) and (..., k, n), k = min(m, n), dtype and device of `A`.
-        Signs of the diagonal of R differ between methods and libraries.
+        The diagonal of R is real and not negative by every method and on every library, so for full column rank
+        the factors are unique; `numpy.linalg.qr`, `torch.linalg.qr` and `jax.numpy.linalg.qr` leave it any sign.
 
     Raises
     ------
@@ -117,6 +118,28 @@ def _factors(xp: Any, X: Array, method: str) -> tuple[Array, Array]:
 
 
 def _householder(xp: Any, X: Array) -> tuple[Array, Array]:
+    """QR of the array library with a diagonal of R that is not negative."""
+    if 0 in X.shape:
+        return tuple(xp.linalg.qr(X, mode="reduced"))
+    return _positive(xp, *_reflected(xp, X))
+
+
+def _positive(xp: Any, Q: Array, R: Array) -> tuple[Array, Array]:
+    """Q D and D^H R with the phases D of the diagonal of R, one for a zero."""
+    diagonal = xp.linalg.diagonal(R)[..., None]
+    size = xp.abs(diagonal)
+    if not be.is_complex(xp, R):
+        phase = xp.where(diagonal < 0, -xp.ones_like(size), xp.ones_like(size))
+        return Q * phase.mT, phase * R
+    safe = xp.where(size > 0, size, xp.ones_like(size))
+    real, imag = (be.convert(xp, part / safe, R.dtype) for part in (xp.real(diagonal), xp.imag(diagonal)))
+    phase = xp.where(size > 0, real + 1j * imag, xp.ones_like(real))
+    phase = phase / be.convert(xp, xp.abs(phase), R.dtype)  # of a subnormal number the size was rounded
+    on = xp.eye(*R.shape[-2:], dtype=xp.bool, device=be.device(R))
+    return Q * phase.mT, xp.where(on, be.convert(xp, size, R.dtype), xp.conj(phase) * R)
+
+
+def _reflected(xp: Any, X: Array) -> tuple[Array, Array]:
     """QR of the array library, on the host without the NaN that it makes of some singular matrices.
 
     What a complex64 reflector of torch (MKL) leaves of equal columns can underflow and be divided by; a

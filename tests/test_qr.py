@@ -120,6 +120,49 @@ def test_every_library(xp, method):
     assert within(judge_qr(A, *xp.call(orthlin.qr, A, method=method)), LIMITS)
 
 
+def signed(dtype):
+    """Every sign and phase, and the zeros, subnormal entries and ranks for which a phase is hard to find."""
+    for shape in ((1, 1), (6, 6), (9, 4), (4, 9), (300, 16)):
+        spec = Spec(np.random.default_rng(2), *shape, np.dtype(dtype))
+        A = spec.gaussian(*shape)
+        tiny = float(spec.info.smallest_subnormal) * 3
+        first, last = A.copy(), A.copy()
+        first[:, 0], last[:, -1] = 0, 0
+        graded = A * np.geomspace(1, 1e-30, shape[1]) if shape[1] > 1 else A
+        for given in (A, -A, np.triu(A), np.tril(A), first, last, np.ones(shape) * A[0, 0], A[:, :1] * A[:1], graded):
+            yield given.astype(dtype)
+        yield np.zeros(shape, dtype)
+        if shape != (1, 1):  # where it would be the norm of a subnormal matrix, which is rounded
+            yield (np.triu(A, 1) - np.eye(*shape) * A[0, 0] / abs(A[0, 0]) * tiny).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["numpy", "torch:cpu", "strict:device1"])
+def test_the_diagonal_of_R_is_real_and_not_negative_by_every_method(name, dtype):
+    for A, method in itertools.product(signed(dtype), METHODS):
+        if method in CHOLESKY and A.shape[0] < A.shape[1]:
+            continue
+        Q, R = BACKENDS[name].call(orthlin.qr, A, method=method)
+        if method in CHOLESKY and is_nan(Q, R):
+            continue
+        diagonal = np.diagonal(R)
+        assert (diagonal.imag == 0).all()
+        assert (diagonal.real >= 0).all()
+        assert method in CHOLESKY or within(judge_qr(A, Q, R), LIMITS), (A.shape, method)
+
+
+def test_the_factors_are_the_same_by_every_method_and_on_every_library(xp):
+    """Of full column rank they are unique."""
+    for dtype in DTYPES[1::2] if xp.name in ("numpy", "torch:cpu") else DTYPES[-1:]:
+        A = case("geometric_1e2", (96, 32), dtype).A
+        expected = np.linalg.qr(A)
+        phase = np.diagonal(expected.R) / abs(np.diagonal(expected.R))
+        for method in METHODS if not xp.name.startswith("jax") else METHODS[:1]:
+            Q, R = xp.call(orthlin.qr, A, method=method)
+            np.testing.assert_allclose(Q, expected.Q * phase, rtol=0, atol=1e-12)
+            np.testing.assert_allclose(R, expected.R / phase[:, None], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["numpy", "torch:cpu"])
