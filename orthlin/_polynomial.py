@@ -15,19 +15,19 @@ _LOWER, _FINEST_TOL, _SAFETY = 1e-3, 2.0**-50, 1e-3  # of the schedules that a t
 # The Gram form starts afresh once a rounding error of the Gram matrix, which may have made an eigenvalue
 # negative, has grown to this size; up to there p(x)/x changes little around zero.
 GRAM_NOISE = 1e-2
+_SHARE = 0.1  # of what a schedule leaves off one, which the Gram form may add
 
 
-def apply(xp: Any, X: Array, schedule: Schedule, form: str, dtype: Any = None, noise: float = GRAM_NOISE) -> Array:
+def apply(xp: Any, X: Array, schedule: Schedule, form: str, dtype: Any = None) -> Array:
     """U p(S/s) V^H for unit-scaled X = U S V^H with s the Schatten 4-norm of X, computed in `dtype`.
 
     s is at least the 2-norm, at most m^(1/4) times it, and free: X X^H is the first product anyway.
-    `form` is "newton_schulz", "gram_newton_schulz" or "auto", as in `orthogonalize`; `noise` is what the
-    Gram form may add to p(x).
+    `form` is "newton_schulz", "gram_newton_schulz" or "auto", as in `orthogonalize`.
     """
     if 0 in X.shape:
         return X if dtype is None else be.convert(xp, X, dtype)
     if X.shape[-2] > X.shape[-1]:
-        return be.adjoint(xp, apply(xp, be.adjoint(xp, X), schedule, form, dtype, noise))
+        return be.adjoint(xp, apply(xp, be.adjoint(xp, X), schedule, form, dtype))
     if dtype is not None and dtype != X.dtype:
         X = be.convert(xp, _divide(xp, X, frobenius(xp, X)), dtype)  # a Gram matrix in float16 would overflow
     error = _check(xp, X, schedule)
@@ -35,7 +35,7 @@ def apply(xp: Any, X: Array, schedule: Schedule, form: str, dtype: Any = None, n
     norm = be.working(xp, frobenius(xp, S)) * (1 + 4 * be.eps(xp, X))
     norm = xp.where(norm > 0, norm, 1)  # before the root, whose derivative at zero is infinite
     X, S = _divide(xp, X, xp.sqrt(norm)), _divide(xp, S, norm)
-    restarts = _restarts(schedule, error, noise)
+    restarts = _restarts(schedule.steps, error, gram_noise(schedule.steps, schedule.interval))
     cheaper = not be.is_half(xp, X) and _gram_flops(X, schedule, restarts) < _plain_flops(X, schedule)
     if form == "gram_newton_schulz" or (form == "auto" and cheaper):
         return _gram_form(xp, X, S, schedule, restarts)
@@ -70,18 +70,29 @@ def _check(xp: Any, X: Array, schedule: Schedule) -> float:
 
 
 @constant
+def _largest(steps: tuple[Odd, ...]) -> tuple[tuple[Odd, float, float], ...]:
+    """Every step with the largest value that enters it and the largest that leaves it."""
+    found, top = [], 1.0
+    for step in steps:
+        _, new = image_of_all((step,), 0.0, top)
+        found.append((step, top, new))
+        top = new
+    return tuple(found)
+
+
+def _terms(step: Odd, top: float, first: int = 0) -> float:
+    """Sum of the magnitudes of the terms of a step from number `first` on."""
+    return sum(abs(c) * top ** (2 * i + 1) for i, c in enumerate(step) if i >= first)
+
+
+@constant
 def _cancellation(steps: tuple[Odd, ...]) -> float:
     """How much larger than their sum, at most, are the terms of a step that `_horner` rounds one by one.
 
     From degree 7 on, c_2 S + c_3 S^2 + ... is rounded before it is multiplied by S and cancels with c_1 S.
     """
-    worst, top = 1.0, 1.0
-    for step in steps:
-        _, new = image_of_all((step,), 0.0, top)
-        if len(step) > 3:
-            worst = max(worst, sum(abs(c) * top ** (2 * i + 1) for i, c in enumerate(step) if i > 1) / new)
-        top = new
-    return worst
+    worst = max([1.0, *(_terms(step, top, 2) / new for step, top, new in _largest(steps) if len(step) > 3)])
+    return float(worst)
 
 
 @constant
@@ -138,15 +149,30 @@ def _gram_form(xp: Any, X: Array, S: Array, schedule: Schedule, restarts: frozen
     return Q @ X
 
 
-def _restarts(schedule: Schedule, unit: float, limit: float) -> frozenset[int]:
-    """Steps before which the Gram form multiplies out, so that rounding noise of size `unit` stays below `limit`."""
-    steps, noise = set(), unit
-    for i, (c, *_) in enumerate(schedule.steps):
-        if i and noise > limit:
-            steps.add(i)
-            noise = unit
-        noise *= c**2
-    return frozenset(steps)
+@constant
+def _restarts(steps: tuple[Odd, ...], unit: float, limit: float) -> frozenset[int]:
+    """Steps before which the Gram form multiplies out, so that what all its segments add stays below `limit`.
+
+    Next to zero a step multiplies noise in S by c_0^2; S <- h(S) S h(S) adds twice the rounding of p times p.
+    """
+    restarts: set[int] = set()
+    for segments in range(1, len(steps) + 1):
+        restarts, noise = set(), unit
+        for i, (step, top, new) in enumerate(_largest(steps)):
+            if i and noise > limit / segments:
+                restarts.add(i)
+                noise = unit
+            noise = noise * step[0] ** 2 + 2 * unit * _terms(step, top) * new
+        if len(restarts) < segments:
+            break
+    return frozenset(restarts)
+
+
+@constant
+def gram_noise(steps: tuple[Odd, ...], interval: tuple[float, float]) -> float:
+    """What the Gram form may add to p(x), in proportion to what the schedule itself promises."""
+    low, high = image_of_all(steps, *interval)
+    return min(_SHARE * max(1 - low, high - 1), GRAM_NOISE)
 
 
 def _plain_flops(X: Array, schedule: Schedule) -> int:

@@ -8,7 +8,7 @@ from orthlin import _backend as be
 from orthlin import _checks as check
 from orthlin._derivatives import polar_adjoint, polar_rule, sign_adjoint, sign_rule
 from orthlin._newton import newton_sign
-from orthlin._polynomial import GRAM_NOISE, apply, apply_square, converging, reaching
+from orthlin._polynomial import apply, apply_square, converging, reaching
 from orthlin._scaling import unit_scale
 from orthlin.errors import OptionError
 from orthlin.schedules import Schedule
@@ -57,7 +57,8 @@ def orthogonalize(
         Without `schedule` and `tol`: "auto" takes what is fastest at working precision, see :func:`polar`;
         "svd" is the reference; "newton_schulz" iterates to convergence with products only.
         With one of them: "newton_schulz" multiplies the m x n matrix in every step, "gram_newton_schulz"
-        iterates on the Gram matrix of the short side and applies the accumulated polynomial once, "auto"
+        iterates on the Gram matrix of the short side and applies the accumulated polynomial once, starting
+        afresh as often as it takes to add at most a tenth of what the schedule leaves off one (and 0.01); "auto"
         takes the one with fewer flops, the former for half precision.
     schedule : Schedule, optional
         Polynomials to apply, from :mod:`orthlin.schedules`.
@@ -117,8 +118,7 @@ def orthogonalize(
     if method == "svd":
         raise OptionError("method: 'svd' takes neither schedule nor tol; leave them out or choose 'newton_schulz'")
     dtype = X.dtype if isinstance(A, np.ndarray) else A.dtype  # NumPy is slower in float16, and rounds every term
-    O = apply(xp, X, schedule, method, dtype, GRAM_NOISE if tol is None else min(tol / 10, GRAM_NOISE))
-    return be.convert(xp, O, A.dtype)
+    return be.convert(xp, apply(xp, X, schedule, method, dtype), A.dtype)
 
 
 def _for_tolerance(xp: Any, A: Array, tol: float) -> Schedule:

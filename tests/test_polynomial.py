@@ -7,7 +7,7 @@ from conftest import BACKENDS
 
 import orthlin
 from orthlin import schedules
-from orthlin._polynomial import GRAM_NOISE, _restarts
+from orthlin._polynomial import GRAM_NOISE, _restarts, gram_noise
 from orthlin.errors import ScheduleError
 
 SHIPPED = (
@@ -131,22 +131,67 @@ def test_the_gram_form_equals_the_plain_form(schedule):
         assert np.linalg.norm(plain - gram, 2) <= GRAM_NOISE
 
 
+FINE = (
+    schedules.newton_schulz(40),
+    schedules.stable(1e-6, 1e-7),
+    schedules.cans(1e-5, 14),
+    schedules.polar_express(1e-5, 9),
+    schedules.for_tolerance(1e-3, 1e-7),
+    schedules.for_tolerance(1e-4, 1e-5),
+    schedules.for_tolerance(1e-5, 1e-6),
+    schedules.for_tolerance(1e-6, 1e-3),
+)
+"""Made for small values or to many digits: what the Gram form may add is next to the rounding of single precision."""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+@pytest.mark.parametrize("schedule", SHIPPED + FINE, ids=lambda s: s.name)
+def test_auto_adds_a_tenth_of_what_the_schedule_leaves_at_most(schedule, dtype):
+    """Against the scalar schedule on exact singular values, beyond twice the error of the plain loop."""
+    rng = np.random.default_rng(7)
+    added = 0.0
+    for m, n in ((48, 48), (64, 256), (16, 1024), (200, 40)):
+        for sigma in (lambda r: np.geomspace(1, 0.1, r), *SPECTRA[1:]):
+            r = min(m, n)
+            A = known_svd(rng, m, n, sigma(r))
+            A = (A * np.exp(1j * np.arange(n)) if dtype[0] == "c" else A).astype(dtype)
+            U, exact, Vh = np.linalg.svd(A.astype(np.result_type(A, float)), full_matrices=False)
+            expected = (U * schedule(exact / np.sum(exact**4) ** 0.25)) @ Vh
+            auto, plain = (
+                np.linalg.norm(orthlin.orthogonalize(A, schedule=schedule, method=method) - expected, 2)
+                for method in ("auto", "newton_schulz")
+            )
+            added = max(added, auto - 2 * plain)
+    low, high = schedule.band
+    assert added <= min(0.1 * max(1 - low, high - 1), GRAM_NOISE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_auto_is_the_plain_loop_in_half_precision(dtype):
+    A = torch.asarray(known_svd(np.random.default_rng(0), 16, 256, np.geomspace(1, 1e-2, 16)), dtype=dtype)
+    for schedule in (s for s in SHIPPED if admitted(s, dtype)):
+        plain, auto = (orthlin.orthogonalize(A, schedule=schedule, method=m) for m in ("newton_schulz", "auto"))
+        assert torch.equal(plain, auto)
+
+
 @pytest.mark.parametrize("schedule", SHIPPED, ids=lambda s: s.name)
 def test_restarts_keep_the_noise_below_its_limit(schedule):
     for unit in (2.0**-24, 2.0**-53):
-        noise, restarts = unit, _restarts(schedule, unit, GRAM_NOISE)
+        noise, restarts = unit, _restarts(schedule.steps, unit, GRAM_NOISE)
         for i, (c, *_) in enumerate(schedule.steps):
             noise = unit if i in restarts else noise
-            assert noise <= GRAM_NOISE
+            assert noise <= GRAM_NOISE / (1 + len(restarts))
             noise *= c**2
-    assert len(_restarts(schedule, 2.0**-24, 1.0)) <= len(_restarts(schedule, 2.0**-24, GRAM_NOISE))
+    assert len(_restarts(schedule.steps, 2.0**-24, 1.0)) <= len(_restarts(schedule.steps, 2.0**-24, GRAM_NOISE))
 
 
-def test_without_restarts_the_gram_form_would_lose_null_directions():
-    """The restarts are needed: a steep schedule has at least one in single precision, none in double."""
-    steep = schedules.polar_express(n_iter=8)
-    assert _restarts(steep, 2.0**-24, GRAM_NOISE)
-    assert not _restarts(schedules.muon(), 2.0**-53, GRAM_NOISE)
+def test_where_the_gram_form_restarts():
+    """A steep schedule must in single precision; one to many digits before every step, which is the plain loop."""
+    coarse, fine = schedules.polar_express(), schedules.polar_express(n_iter=8)
+    assert len(_restarts(coarse.steps, 2.0**-24, GRAM_NOISE)) == 1
+    assert len(_restarts(fine.steps, 2.0**-24, gram_noise(fine.steps, fine.interval))) == len(fine) - 1
+    assert not _restarts(schedules.muon().steps, 2.0**-24, GRAM_NOISE)
+    assert not _restarts(schedules.muon(8).steps, 2.0**-53, GRAM_NOISE)
 
 
 @pytest.mark.parametrize("schedule", [schedules.newton_schulz(4, upper=0.9), schedules.newton_schulz(4, 5, upper=0.5)])
