@@ -119,7 +119,8 @@ def numerical_rank(A: Array, /, *, rtol: float | None = None) -> Array:
     xp, (X, _) = unit("mn", A=A)
     line = max(A.shape[-2:]) * be.eps(xp, A) if rtol is None else real(rtol, "rtol", 0)
     sigma = _singular_values(xp, X)
-    return xp.count_nonzero(sigma > line * xp.max(sigma, axis=-1, keepdims=True), axis=-1)
+    above = xp.astype(sigma > line * xp.max(sigma, axis=-1, keepdims=True), xp.int32)
+    return xp.sum(above, axis=-1, dtype=xp.int32)  # count_nonzero would make int64, which a device may lack
 
 
 @be.own_settings

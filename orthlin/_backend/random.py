@@ -129,5 +129,7 @@ def transfer(xp: Any, values: Array, like: Array) -> Array:
     if isinstance(values, np.ndarray) and not isinstance(like, np.ndarray):
         if values.dtype.kind in "fc" and bits(xp, like) < 64:  # a library without float64 would refuse or warn
             values = values.astype(np.complex64 if values.dtype.kind == "c" else np.float32)
+        if values.dtype.kind == "i":  # the indices are small, and a device may lack int64
+            values = values.astype(np.int32)
         values = xp.asarray(values, device=device(like))
     return values if xp.isdtype(values.dtype, "integral") else xp.astype(values, like.dtype)
