@@ -18,6 +18,7 @@ __all__ = [
     "critical_points",
     "evaluate",
     "greedy",
+    "growth",
     "guarded_step",
     "image",
     "image_of_all",
@@ -28,6 +29,7 @@ Odd = tuple[float, ...]
 
 _ROUNDOFF = 2.0**-52
 _MAX_EXCHANGES = 12  # convergence is quadratic: half a dozen, unless the points move by rounding alone
+_STEEPEST = 2.4  # of a cubic of stable growth, which sends one to 0.352
 _EXPLODED = 1e9  # a range this wide has diverged; going on would only overflow
 
 
@@ -244,3 +246,29 @@ def cheapest(lower: float, tol: float, safety: float, max_products: int) -> tupl
             if cost not in best or low > best[cost][0]:
                 best[cost] = (low, 2.0 - low, (*steps, step))
     return None
+
+
+def growth(lower: float) -> tuple[tuple[Odd, ...], float]:
+    """Fewest cubics a x - (4 a^3/27) x^3 with a <= 2.4 that bring [lower, 1] to [f, 1], and f.
+
+    >>> steps, low = growth(1e-3)
+    >>> len(steps), round(low, 3)
+    (7, 0.352)
+    """
+    n, low, floor = 0, lower, evaluate(_bounded(_STEEPEST), 1.0)
+    while low < floor:
+        n, low = n + 1, evaluate(_bounded(_STEEPEST), low)
+    if n == 0:
+        return (), lower
+
+    def reaches(less: float) -> bool:
+        x = lower
+        for _ in range(n):
+            x = evaluate(_bounded(_STEEPEST - less), x)
+        return x >= floor
+
+    return (_bounded(_STEEPEST - bisect(reaches, 0.0, _STEEPEST / 2)),) * n, floor
+
+
+def _bounded(a: float) -> Odd:
+    return (a, -4 * a**3 / 27)

@@ -1,5 +1,6 @@
 """Polynomial schedules applied to matrices: the plain loop and its Gram form."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from orthlin import _backend as be
@@ -15,6 +16,10 @@ _LOWER, _FINEST_TOL, _SAFETY = 1e-3, 2.0**-50, 1e-3  # of the schedules that a t
 # The Gram form starts afresh once a rounding error of the Gram matrix, which may have made an eigenvalue
 # negative, has grown to this size; up to there p(x)/x changes little around zero.
 GRAM_NOISE = 1e-2
+_GROWN = 0.05  # distance from one at which a rank filter takes over
+_QUINTIC = 3  # coefficients
+_SHARP = 16  # steps of the sharpest rank filter
+_APART = 4.0  # between singular values that `separating` sends to one and to zero
 _SHARE = 0.1  # of what a schedule leaves off one, which the Gram form may add
 
 
@@ -39,10 +44,18 @@ def apply(xp: Any, X: Array, schedule: Schedule, form: str, dtype: Any = None) -
     cheaper = not be.is_half(xp, X) and _gram_flops(X, schedule, restarts) < _plain_flops(X, schedule)
     if form == "gram_newton_schulz" or (form == "auto" and cheaper):
         return _gram_form(xp, X, S, schedule, restarts)
-    for i, (c, *higher) in enumerate(schedule.steps):
+    last = len(schedule) - 1
+    for i, step in enumerate(schedule.steps):
         S = be.gram(xp, X) if i else S
-        X = be.add_product(xp, c, X, *_horner(xp, S, higher, hermitian=True), X)
+        if i == last and _ends_at_one(step):
+            # p(x) = x (1 + d_1 e + d_2 e^2) with e = 1 - x^2: next to one only the error of e counts
+            S, step = be.eye_like(xp, X, X.shape[-2]) - S, (1.0, -step[1] - 2 * step[2], step[2])  # noqa: PLW2901
+        X = be.add_product(xp, step[0], X, *_horner(xp, S, step[1:], hermitian=True), X)
     return X
+
+
+def _ends_at_one(step: Odd) -> bool:
+    return len(step) == _QUINTIC and sum(step) == 1
 
 
 def apply_square(xp: Any, X: Array, schedule: Schedule) -> Array:
@@ -111,20 +124,29 @@ def reaching(tol: float, unit: float) -> Schedule:
 
 
 @constant
+def separating(lower: float, tol: float) -> Schedule:
+    """Schedule to `tol` of one for singular values from `lower` on, and to `tol` of zero below a quarter of that."""
+    growth = stable(lower, _GROWN)
+    low, high = growth(lower / _APART), growth.band[0]
+    steps = next(n for n in range(1, _SHARP) if max(8 * (1 - suppress(n)(high)), suppress(n)(low)) <= tol)
+    return growth.then(suppress(steps))
+
+
+@constant
 def rank_filter(line: float) -> Schedule:
     """Schedule that sends singular values above `line` to one and those well below to zero.
 
     A value that the growth leaves next to the filter's unstable fixed point moves away from it by 5/3 a step:
     sixteen steps leave one in between only if it started within 3e-4 of the point.
     """
-    return stable(line, 0.05).then(suppress(16))
+    return stable(line, _GROWN).then(suppress(_SHARP))
 
 
 def _divide(xp: Any, X: Array, norm: Array) -> Array:
     return X / be.convert(xp, xp.where(norm > 0, norm, 1), X.dtype)
 
 
-def _horner(xp: Any, S: Array, higher: list[float], *, hermitian: bool) -> tuple[float, Array]:
+def _horner(xp: Any, S: Array, higher: Sequence[float], *, hermitian: bool) -> tuple[float, Array]:
     """Number a and matrix P with a P = c_1 S + c_2 S^2 + ... for the coefficients of order above one."""
     alpha, P = higher[-1], S
     for c in reversed(higher[:-1]):

@@ -8,7 +8,7 @@ computed here, exactly, before any matrix is touched.
 Source of the idea: Kovarik (1970), Bjorck and Bowie (1971); see Higham, Functions of Matrices, chapter 8.
 """
 
-from orthlin._minimax import Odd, cheapest, evaluate, greedy
+from orthlin._minimax import cheapest, greedy, growth
 from orthlin._schedule import Schedule, check_design, require
 
 __all__ = [
@@ -33,7 +33,6 @@ _SPEEDRUN = (
     (2.8366, -3.0525, 1.2012),
 )
 _PAPER_CUSHION = 0.02407327424182761
-_STABLE_GROWTH = 2.4
 _HIGH_PASS = (0.0, 2.5, -1.5)
 _FINEST_TOL = 2.0**-50  # below this the band of a composition in double precision is rounding only
 _MAX_PRODUCTS = 400  # reaches lower = 1e-60
@@ -240,8 +239,9 @@ def stable(lower: float = 1e-16, tol: float = 2.0**-53) -> Schedule:
     Returns
     -------
     Schedule
-        Cubics ``a x - (4 a^3/27) x^3`` with ``a = 2.4`` (maximum 1, and 0.352 at one) until all values are
-        above 0.352, then the classical quintic, for which ``1 - p(1 - g) = (20 g^3 - 15 g^4 + 3 g^5)/8``.
+        Cubics ``a x - (4 a^3/27) x^3`` of maximum 1 until all values are above 0.352: as few as with ``a = 2.4``,
+        which sends one to 0.352, and then `a` as small as their number allows; then the classical quintic, for
+        which ``1 - p(1 - g) = (20 g^3 - 15 g^4 + 3 g^5)/8``.
         The condition ``p(x)/max p >= x/d``, here d = 2.84, is that of Nakatsukasa and Higham (2012).
 
     Raises
@@ -256,12 +256,7 @@ def stable(lower: float = 1e-16, tol: float = 2.0**-53) -> Schedule:
     """
     check_design(lower)
     require(0.0 < tol < 1.0, f"tol must lie strictly between 0 and 1, got {tol!r}")
-    growth = (_STABLE_GROWTH, -4 * _STABLE_GROWTH**3 / 27)
-    low, floor = lower, evaluate(growth, 1.0)
-    steps: tuple[Odd, ...] = ()
-    while low < floor:
-        steps += (growth,)
-        low = min(evaluate(growth, low), floor)
+    steps, low = growth(lower)
     gap = 1.0 - low
     while gap > tol:
         steps += (_CLASSICAL[5],)

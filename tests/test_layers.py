@@ -17,7 +17,7 @@ LAYERS = (
     {"_checks", "_scaling", "schedules"},
     {"_bounds", "_newton", "_residuals"},
     {"_derivatives", "metrics", "sketch"},
-    {"qr", "_polynomial", "_gram"},
+    {"qr", "_exact", "_polynomial", "_gram"},
     {"polar", "rangefinder", "_factors"},
     {"lowrank"},
     {"_direction"},
@@ -45,7 +45,7 @@ LAYERS = (
     {"__init__"},
     {"__main__"},
 )
-ALGORITHMS = {"sketch", "_newton", "_polynomial", "qr", "polar", "rangefinder", "lowrank"}
+ALGORITHMS = {"sketch", "_exact", "_newton", "_polynomial", "qr", "polar", "rangefinder", "lowrank"}
 RULER = {"metrics", "_residuals", "_bounds"}
 LIBRARIES = {"torch", "jax", "cupy", "array_api_strict", "array_api_compat"}
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)

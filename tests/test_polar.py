@@ -119,7 +119,8 @@ def test_side_says_where_the_hermitian_factor_stands(xp, shape):
     np.testing.assert_array_equal(left.U, right.U)
     np.testing.assert_allclose(right.U @ right.H, A, atol=1e-5)
     np.testing.assert_allclose(left.H @ left.U, A, atol=1e-5)
-    np.testing.assert_array_equal(xp.call(orthlin.orthogonalize, A), right.U)
+    # by products only the two iterations differ, as they do with null directions
+    np.testing.assert_allclose(xp.call(orthlin.orthogonalize, A), right.U, rtol=0, atol=0 if xp.host else 1e-5)
 
 
 @pytest.mark.parametrize("shape", [(0, 0), (0, 5), (5, 0), (0, 3, 3), (2, 0, 4, 3), (2, 3, 0)])
