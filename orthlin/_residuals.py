@@ -168,7 +168,8 @@ def psd_defect(H: Array, /) -> Array:
     xp, (X, _) = unit("nn", H=H)
     eigenvalues = spectrum(xp.linalg.eigvalsh, xp, (X + be.adjoint(xp, X)) * 0.5)
     largest = xp.max(xp.abs(eigenvalues), axis=-1)
-    return ratio(xp, xp.clip(-xp.min(eigenvalues, axis=-1), 0.0, None), largest) / be.eps(xp, H)
+    lowest = xp.min(eigenvalues, axis=-1)
+    return ratio(xp, xp.maximum(-lowest, 0 * lowest), largest) / be.eps(xp, H)
 
 
 def unit(form: str, /, **given: Array) -> tuple[Any, ...]:
@@ -205,7 +206,7 @@ def power(xp: Any, x: Array, e: Array) -> Array:
     """Return x 2^e, in two halves because 2^e itself may overflow."""
     limit = be.exponent_bound(xp, x)
     for half in (e // 2, e - e // 2):
-        x = be.ldexp(xp, x, xp.clip(half, -limit, limit))
+        x = be.ldexp(xp, x, be.clipped(xp, half, limit))
     return x
 
 

@@ -14,6 +14,8 @@ JAX key
 =============================  ==================================================================
 
 No global random state is read or written.  Arrays of a library without random numbers take the host's.
+A CuPy generator made from a seed initializes the state of every thread of the device (270,000 on an H100): where one
+draw follows another, pass a generator.
 """
 
 import math

@@ -47,6 +47,7 @@ from orthlin._backend.linalg import (
 from orthlin._backend.powers import (
     KEEP,
     NOT_FINITE,
+    clipped,
     exponent_bound,
     flushes_subnormals,
     largest_exponent,
@@ -59,9 +60,9 @@ from orthlin._backend.settings import own_settings, settings
 
 __all__ = [
     "KEEP", "NOT_FINITE", "PRECISIONS", "Array", "Arrays", "Library", "Source", "add_product", "adjoint",
-    "bound_device", "cholesky", "choose", "column_squares", "constant", "convert", "device", "differentiable",
-    "eigh", "eps", "exponent_bound", "eye_like", "flushes_subnormals", "gram", "installed", "inv", "inv_lower",
-    "is_complex", "is_dense", "is_half", "is_host", "kind", "large_product", "largest_exponent", "ldexp",
-    "max_exponent", "namespace", "own_settings", "random_source", "reduced", "safe_factor", "scalar", "settings",
-    "stream", "svd", "transfer", "wide_dtype", "working",
+    "bound_device", "cholesky", "choose", "clipped", "column_squares", "constant", "convert", "device",
+    "differentiable", "eigh", "eps", "exponent_bound", "eye_like", "flushes_subnormals", "gram", "installed", "inv",
+    "inv_lower", "is_complex", "is_dense", "is_half", "is_host", "kind", "large_product", "largest_exponent",
+    "ldexp", "max_exponent", "namespace", "own_settings", "random_source", "reduced", "safe_factor", "scalar",
+    "settings", "stream", "svd", "transfer", "wide_dtype", "working",
 ]  # fmt: skip

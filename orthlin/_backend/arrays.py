@@ -71,6 +71,8 @@ class Kind(NamedTuple):
 @cache
 def kind(xp: Any, dtype: DType) -> Kind | None:
     """Facts of a dtype, None unless `xp` knows it as real or complex floating-point."""
+    if compat.is_cupy_namespace(xp) and dtype == "bfloat16":  # which CuPy computes with and cannot describe
+        return Kind(False, 16, 2.0**-7)
     try:
         if xp.isdtype(dtype, ("real floating", "complex floating")):
             info = xp.finfo(dtype)
@@ -114,11 +116,6 @@ def convert(xp: Any, x: Array, dtype: DType) -> Array:
     return xp.astype(x, dtype, copy=False)
 
 
-@cache
-def _has_float64(xp: Any, where: Any) -> bool:
-    return "float64" in xp.__array_namespace_info__().dtypes(device=where, kind="real floating")
-
-
 def wide_dtype(xp: Any, x: Array) -> DType | None:
     """Twice as precise dtype of the same kind as single-precision `x`, None where there is none."""
     if bits(xp, x) > 32:
@@ -130,7 +127,8 @@ def wide_dtype(xp: Any, x: Array) -> DType | None:
 
         available = bool(jax.config.jax_enable_x64)
     else:
-        available = isinstance(x, np.ndarray) or _has_float64(xp, device(x))
+        info = xp.__array_namespace_info__()
+        available = "float64" in info.dtypes(device=device(x), kind="real floating")
     if not available:
         return None
     return xp.complex128 if is_complex(xp, x) else xp.float64

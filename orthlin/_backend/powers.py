@@ -93,7 +93,7 @@ def safe_factor(xp: Any, x: Array) -> Array:
         power = power + (top - top)  # NaN where it is not finite
     else:
         finite = xp.isfinite(top)
-        power = _power(xp, top, _clipped(xp, xp.where(finite, -_exponent(xp, top), 0), reach))
+        power = _power(xp, top, clipped(xp, xp.where(finite, -_exponent(xp, top), 0), reach))
         power = xp.where(finite, power, xp.nan)
     return xp.astype(power, working(xp, x).dtype, copy=False)
 
@@ -103,7 +103,7 @@ def flushes_subnormals(x: Array) -> bool:
     return bool(compat.is_jax_array(x))
 
 
-def _clipped(xp: Any, e: Array, bound: int) -> Array:
+def clipped(xp: Any, e: Array, bound: int) -> Array:
     """Integers cut to [-bound, bound]; array-api-compat's `clip` reads values on CuPy."""
     limit = xp.full_like(e, bound)
     return xp.minimum(xp.maximum(e, -limit), limit)
@@ -121,7 +121,7 @@ def ldexp(xp: Any, x: Array, e: Array) -> Array:
 
 def _in_two_steps(xp: Any, x: Array, e: Array) -> Array:
     bound = exponent_bound(xp, x)
-    rest = e - _clipped(xp, e, bound)
+    rest = e - clipped(xp, e, bound)
     return x * _power(xp, x, rest) * _power(xp, x, e - rest)
 
 
