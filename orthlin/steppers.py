@@ -103,8 +103,7 @@ def muon(
         Rank of the direction: a number, a fraction of min(m, n), or a function of the step that gives either;
         at most min(m, n).  None, and ranks that reach min(m, n), orthogonalize in full.
     momentum : float
-        :math:`\beta` of the average :math:`M \leftarrow \beta M + (1 - \beta) G`, 0 <= momentum < 1, as in
-        `torch.optim.Muon`; optax divides it by :math:`1 - \beta^t` too; `torch.optim.SGD` sums without 1 - beta.
+        :math:`\beta` < 1 of the average :math:`M \leftarrow \beta M + (1 - \beta) G`, as in torch.optim.Muon and optax.
     nesterov : bool
         Orthogonalize :math:`\beta M + (1 - \beta) G` in place of M.
     weight_decay : float

@@ -35,7 +35,7 @@ class LowRankMuon(Orthogonal):
         Rank r of the direction: a number, a fraction of k = min(m, n), or a function of the step that gives either.
         Matrices with k <= r are orthogonalized in full.
     momentum : float
-        :math:`\beta`.
+        :math:`\beta` of the average, as in `torch.optim.Muon`; `torch.optim.SGD` adds G itself, not (1 - beta) G.
     nesterov : bool
         Orthogonalize :math:`\beta M + (1 - \beta) G` in place of M.
     weight_decay : float
