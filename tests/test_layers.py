@@ -23,7 +23,7 @@ LAYERS = (
     {"_direction"},
     {"steppers"},
     {"jax", "torch.views"},
-    {"torch._blocks", "torch._maps", "torch._update"},
+    {"torch._adamw", "torch._blocks", "torch._maps", "torch._update"},
     {"torch._survey"},
     {"torch._groups", "torch._table"},
     {"torch._state"},

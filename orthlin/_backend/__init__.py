@@ -53,6 +53,7 @@ from orthlin._backend.powers import (
     largest_exponent,
     ldexp,
     max_exponent,
+    nonzero,
     safe_factor,
 )
 from orthlin._backend.random import Source, random_source, stream, transfer
@@ -63,6 +64,6 @@ __all__ = [
     "bound_device", "cholesky", "choose", "clipped", "column_squares", "constant", "convert", "device",
     "differentiable", "eigh", "eps", "exponent_bound", "eye_like", "flushes_subnormals", "gram", "installed", "inv",
     "inv_lower", "is_complex", "is_dense", "is_half", "is_host", "kind", "large_product", "largest_exponent",
-    "ldexp", "max_exponent", "namespace", "own_settings", "random_source", "reduced", "safe_factor", "scalar",
-    "settings", "stream", "svd", "transfer", "wide_dtype", "working",
+    "ldexp", "max_exponent", "namespace", "nonzero", "own_settings", "random_source", "reduced", "safe_factor",
+    "scalar", "settings", "stream", "svd", "transfer", "wide_dtype", "working",
 ]  # fmt: skip

@@ -58,6 +58,17 @@ def _largest(xp: Any, x: Array) -> Array:
     return working(xp, reduce(xp.maximum, ends))
 
 
+def nonzero(xp: Any, x: Array) -> Array:
+    """Whether a matrix has an entry that is not zero, shape (..., 1, 1)."""
+    if is_host(x):
+        first = xp.any(x[..., :1, :] != 0, **_MATRIX)
+        if bool(xp.all(first)):  # mostly, and the rest need not be read
+            return first
+    found = xp.any(x != 0, **_MATRIX)
+    # XLA takes subnormal numbers for zero in comparisons
+    return found | (max_exponent(xp, x) != 0) if compat.is_jax_array(x) else found
+
+
 def largest_exponent(xp: Any, e: Array) -> int:
     """Largest magnitude of the exponents of host matrices, 0 where there is none."""
     if 0 in e.shape:

@@ -1,9 +1,10 @@
-"""Parameter groups: what they may say, the state of their parameters, and their matrices."""
+"""Parameter groups: what they may say, who steps which of their parameters, and the state of those."""
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Collection
+from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,30 +12,44 @@ from orthlin import _backend as be
 from orthlin import _checks as check
 from orthlin import schedules
 from orthlin._direction import Recipe
-from orthlin.errors import ArrayTypeError, DTypeError, OptionError
+from orthlin.errors import ArrayTypeError, DTypeError, OptionError, ShapeError
 from orthlin.schedules import Schedule
-from orthlin.torch._update import DIAGNOSTICS, Piece, stream_name
+from orthlin.torch import _adamw as adamw
+from orthlin.torch._adamw import is_matrix, tensor
+from orthlin.torch._update import DIAGNOSTICS, stream_name
 from orthlin.torch.views import MatrixView, default_view
 
+ALGORITHMS = ("auto", "orthogonal", "adamw")
 NAMED_SCHEDULES = {s.__name__: s for s in (schedules.muon, schedules.speedrun, schedules.polar_express)}
 _FLAGS = ("nesterov", "cautious", "error_feedback", "master_weights", "diagnostics", "maximize")
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
+_OWN_DTYPE = ("step", "skipped", "fading", "diagnostics")  # whatever that of the parameter
 _RECIPE = ("rank", "n_iter", "sketch", "warm_start", "tail", "tol", "scale", "seed")
 
 
-def listed(params: Any) -> list[Any]:
-    """Return "params" of a group as a list of tensors, or of pairs of a name and a tensor."""
+def plain(value: Any) -> Any:
+    """Numbers of NumPy as Python's, also inside of lists and dicts: a checkpoint of others is read as pickle only."""
+    if isinstance(value, dict):
+        return {key: plain(v) for key, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
+    return value.item() if isinstance(value, np.generic | np.ndarray) and value.ndim == 0 else value
+
+
+def listed(param_group: Any) -> dict[str, Any]:
+    """Return a group as a dict of its own, with "params" a list of tensors, or of pairs of a name and a tensor."""
+    params = param_group["params"]
     if isinstance(params, set | frozenset):
         raise ArrayTypeError("params: expected an ordered collection, got a set, whose order differs between runs")
     items = [params] if isinstance(params, Tensor) else list(params)
-    for item in items:
-        if not isinstance(tensor(item), Tensor):
-            raise ArrayTypeError(f"params: expected torch tensors, got {type(tensor(item)).__qualname__}")
-    return items
-
-
-def tensor(item: Any) -> Any:
-    """Return the parameter of an item of "params"."""
-    return item[1] if isinstance(item, tuple) and len(item) == 2 else item
+    for x in map(tensor, items):
+        if not isinstance(x, Tensor):
+            raise ArrayTypeError(f"params: expected torch tensors, got {type(x).__qualname__}")
+        if torch.nn.parameter.is_lazy(x):
+            raise ShapeError("params: a parameter of a lazy module has no shape yet; run the model once first")
+        if any(kind.__name__ == "DTensor" for kind in type(x).__mro__):
+            raise ArrayTypeError("params: expected plain tensors, got a DTensor; sharded parameters are not supported")
+    return {**{key: plain(value) for key, value in param_group.items() if key != "params"}, "params": items}
 
 
 def check_lr(lr: Any) -> None:
@@ -43,16 +58,30 @@ def check_lr(lr: Any) -> None:
     check.non_negative(float(lr) if single else lr, "lr")
 
 
+def merged(group: dict[str, Any], defaults: dict[str, Any], beside: dict[str, Any]) -> dict[str, Any]:
+    """Return a group with all its options: what it says itself holds for all of its parameters."""
+    group = {"algorithm": "auto", **group}
+    check.option(group["algorithm"], "algorithm", ALGORITHMS)
+    shared = {f"adamw_{key}": group.get(key, beside[key]) for key in ("weight_decay", "maximize")}
+    first, second = (defaults, beside) if group["algorithm"] == "adamw" else (beside, defaults)
+    return {**first, **second, **shared, **group}
+
+
 def checked(group: dict[str, Any]) -> dict[str, Any]:
     """Return the group with its view in plain containers; OptionError unless its options are as described."""
+    check.option(group["algorithm"], "algorithm", ALGORITHMS)
     check_lr(group["lr"])
     check.non_negative(group["weight_decay"], "weight_decay")
+    part = adamw.part_of(group)
+    if part["params"]:
+        adamw.checked_options({key: part[key] for key in adamw.OPTIONS})
     if group["algorithm"] == "adamw":
         return group
     check.non_negative(group["momentum"], "momentum", below=1)
     check.option(group["nonfinite"], "nonfinite", ("skip", "raise"))
     for name in _FLAGS:
         check.flag(group[name], name)
+    check.non_negative(group["adamw_lr_factor"], "adamw_lr_factor")
     if group["schedule"] is not None:
         check.option(group["schedule"], "schedule", tuple(NAMED_SCHEDULES))
     view = group["view"]
@@ -60,6 +89,7 @@ def checked(group: dict[str, Any]) -> dict[str, Any]:
         view = view if view is None else (view if isinstance(view, MatrixView) else MatrixView(**view)).as_dict()
     except TypeError as error:
         raise OptionError(f"view: expected the fields of a MatrixView, got {view!r}") from error
+    recipe_of(group)
     return {**group, "view": view}
 
 
@@ -70,46 +100,70 @@ def _schedule(name: str | None) -> Schedule | None:
 
 def recipe_of(group: dict[str, Any], rank: Callable[[Any], Any] | None = None) -> Recipe:
     """Return the recipe of a group, with a function of the step as its rank if there is one."""
-    options = {key: group[key] for key in _RECIPE} | ({} if rank is None else {"rank": rank})
+    options = {key: group[key] for key in _RECIPE} | ({} if rank is None else {"rank": lambda t: plain(rank(t))})
     return Recipe(schedule=_schedule(group["schedule"]), **options)
 
 
-def initial_state(p: Tensor, recipe: Recipe, group: dict[str, Any]) -> dict[str, Any]:
-    """State with all its keys from the start, so that every process has the same."""
-    if not p.is_floating_point():
-        raise DTypeError(f"params: expected real floating-point matrices, got {p.dtype}; leave others to 'adamw'")
-    shapes = [tuple(stack.shape) for stack in _view(group, p).view(p.detach())]
-    working = torch.float32 if p.dtype.itemsize < 4 else p.dtype
-    state = {"skipped": torch.zeros(sum(shape[0] for shape in shapes), dtype=torch.int32, device=p.device)}
-    if group["momentum"] or group["error_feedback"]:
-        state["momentum"] = torch.zeros_like(p, dtype=working, memory_format=torch.preserve_format)
-    if working != p.dtype and group["master_weights"]:
-        state["master"] = p.detach().to(working)
-    if group["diagnostics"]:
-        state["diagnostics"] = torch.zeros(state["skipped"].shape[0], len(DIAGNOSTICS), device=p.device)
-    like = torch.zeros((), dtype=working, device=p.device)
-    for i, shape in enumerate(shapes):
-        right = recipe.first_right(be.namespace(like), like.expand(shape), stream_name(shape))
-        if right is not None:
-            state[f"right_{i}"] = right.clone()
-    return state
-
-
-def _view(group: dict[str, Any], p: Tensor) -> MatrixView:
+def view_of(group: dict[str, Any], p: Tensor) -> MatrixView:
+    """Return the view of a parameter of a group."""
     return default_view(tuple(p.shape)) if group["view"] is None else MatrixView(**group["view"])
 
 
-def pieces_of(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> list[Piece]:
-    """Split a parameter, its gradient and its state into matrices."""
-    if p.grad is None or p.grad.is_sparse:
-        raise ArrayTypeError("params: a gradient is sparse; use dense gradients for matrices")
-    view = _view(group, p)
-    weights = view.view(state.get("master", p.detach()))
-    momenta = view.view(state["momentum"]) if "momentum" in state else [None] * len(weights)
-    pieces, start = [], 0
-    for i, (g, w, m) in enumerate(zip(view.view(p.grad, copy=True), weights, momenta, strict=True)):
-        rows = slice(start, start + w.shape[0])
-        start = rows.stop
-        noted = state["diagnostics"][rows] if "diagnostics" in state else None
-        pieces.append(Piece(g, w, m, state, f"right_{i}", state["skipped"][rows], noted))
-    return pieces
+def _working(p: Tensor) -> torch.dtype:
+    """Dtype in which a matrix is stepped."""
+    return torch.float32 if p.dtype.itemsize < 4 else p.dtype
+
+
+@cache
+def _stacks(view: MatrixView, shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """Shapes of the stacks of a view."""
+    return view.shapes(shape)
+
+
+def makers(
+    group: dict[str, Any], p: Tensor, recipe: Recipe, have: Collection[str] = ()
+) -> dict[str, Callable[[], Tensor]]:
+    """How each tensor in the state of a parameter is made: those of its options and, of what it has, the others."""
+    if not is_matrix(group, p):
+        made = cache(lambda: adamw.state_of(group, p))
+        more = ["max_exp_avg_sq"] if group["amsgrad"] or "max_exp_avg_sq" in have else []
+        return {key: partial(lambda key: made()[key], key) for key in ("step", "exp_avg", "exp_avg_sq", *more)}
+    if p.dtype not in _DTYPES:
+        raise DTypeError(f"params: expected real or complex matrices, got {p.dtype}; leave others to 'adamw'")
+    dtype, device, shapes = _working(p), p.device, _stacks(view_of(group, p), tuple(p.shape))
+    count = sum(shape[0] for shape in shapes)
+    found = {"skipped": lambda: torch.zeros(count, dtype=torch.int32, device=device)}
+    if group["momentum"] or group["error_feedback"] or "momentum" in have:
+        found["momentum"] = lambda: torch.zeros(p.shape, dtype=dtype, device=device)
+        found["fading"] = lambda: torch.ones(count, dtype=torch.float32, device=device)
+    if dtype != p.dtype and group["master_weights"]:
+        found["master"] = lambda: p.detach().to(dtype, memory_format=torch.contiguous_format)
+    if group["diagnostics"] or "diagnostics" in have:
+        found["diagnostics"] = lambda: torch.zeros(count, len(DIAGNOSTICS), dtype=torch.float32, device=device)
+    for i, shape in enumerate(shapes):
+        warm = recipe.warm_start and (group["scheduled_rank"] or recipe.width(shape) is not None)
+        if warm or f"right_{i}" in have:
+            found[f"right_{i}"] = partial(_first_right, recipe, shape, dtype, device)
+    return found
+
+
+def _first_right(recipe: Recipe, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    like = torch.zeros((), dtype=dtype, device=device)
+    right: Tensor = recipe.first_right(be.namespace(like), like.expand(shape), stream_name(shape))
+    return right.clone()
+
+
+def ready(state: dict[str, Any], group: dict[str, Any], p: Tensor, recipe: Recipe) -> None:
+    """Make what a state lacks, and bring the rest to the dtype and device that its parameter has by now."""
+    needed = makers(group, p, recipe, state)
+    matrix = is_matrix(group, p)
+    if "master" not in needed:
+        state.pop("master", None)
+    for key, make in needed.items():
+        if key not in state:
+            state[key] = make()
+        elif key not in _OWN_DTYPE:
+            value = state[key].to(p.device, _working(p) if matrix else p.dtype)
+            state[key] = value.contiguous() if matrix else value
+        elif key != "step":
+            state[key] = state[key].to(p.device)

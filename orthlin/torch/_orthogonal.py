@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from orthlin import _backend as be
-from orthlin import _checks as check
-from orthlin.errors import NonFiniteError, OptionError
-from orthlin.torch._groups import check_lr, checked, initial_state, listed, pieces_of, recipe_of, tensor
-from orthlin.torch._state import Saved, fitting, restore
-from orthlin.torch._update import DIAGNOSTICS, Piece, update
+from orthlin._direction import Recipe
+from orthlin.errors import OptionError
+from orthlin.torch import _adamw as adamw
+from orthlin.torch._adamw import is_matrix, tensor
+from orthlin.torch._groups import check_lr, checked, listed, makers, merged, plain, ready, recipe_of, view_of
+from orthlin.torch._state import Saved, fitting
+from orthlin.torch._update import DIAGNOSTICS, Piece, check_gradient, initializing, pieces_of, update, values_of
 
-ALGORITHMS = ("orthogonal", "adamw")
 DEFAULTS: dict[str, Any] = {
     "rank": None,
     "momentum": 0.0,
@@ -41,67 +42,56 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
     """
 
     def __init__(self, params: Any, options: dict[str, Any]) -> None:
-        options = DEFAULTS | options
+        options = plain(DEFAULTS | options)
         check_lr(options["lr"])
-        given = options.pop("adamw")
-        try:
-            adamw = {"lr": options["lr"], "maximize": options["maximize"], **(given or {})}
-            self._adamw_defaults = torch.optim.AdamW([torch.empty(0)], **adamw).defaults
-        except (TypeError, ValueError) as error:
-            raise OptionError(f"adamw: expected options of torch.optim.AdamW, got {given!r}; {error}") from error
+        self._adamw_defaults = adamw.defaults_of(options, options.pop("adamw"))
         rank = options["rank"]
         self._rank_schedule = rank if callable(rank) else None
-        super().__init__(params, options | {"rank": rank(0)} if callable(rank) else options)
+        super().__init__(params, options | {"rank": plain(rank(0))} if callable(rank) else options)
 
     def __getstate__(self) -> dict[str, Any]:
         mine = {"_adamw_defaults": self._adamw_defaults, "_rank_schedule": self._rank_schedule}
         return {**super().__getstate__(), **mine}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters: matrices to the orthogonal steps and others to AdamW, unless "algorithm" says which.
+        """Add a group of parameters.
 
         Parameters
         ----------
         param_group : dict
-            "params", and options of its own.  "algorithm" is "orthogonal" or "adamw"; "view" the fields of a
-            :class:`orthlin.torch.MatrixView` for parameters that are not (out, in) matrices.
+            "params", and options of its own, which hold for all of them.  "algorithm" is "auto" (tensors of two
+            dimensions and more are matrices, the rest goes to AdamW), "orthogonal" or "adamw"; "view" the fields of
+            a :class:`orthlin.torch.MatrixView` for parameters that are not (out, in) matrices.
         """
-        group = {**param_group, "params": listed(param_group["params"])}
-        before = len(self.param_groups)
-        try:
-            for part in self._parts(group):
-                self._add(part)
-        except Exception:
-            for added in self.param_groups[before:]:
-                for p in added["params"]:
-                    self.state.pop(p, None)
-            del self.param_groups[before:]
-            raise
+        group = merged(listed(param_group), self.defaults, self._adamw_defaults)
+        scheduled = "rank" not in param_group and self._rank_schedule is not None
+        group = checked({**group, "step": 0, "scheduled_rank": scheduled})
+        params = [tensor(item) for item in group["params"]]
+        recipe = self._first_recipe(group)
+        states = [{key: make() for key, make in makers(group, p, recipe).items()} for p in params]
+        super().add_param_group(group)
+        self.state.update(zip(params, states, strict=True))
 
-    def _parts(self, group: dict[str, Any]) -> list[dict[str, Any]]:
-        """Split a group into one for each algorithm that it needs."""
-        if "algorithm" in group:
-            check.option(group["algorithm"], "algorithm", ALGORITHMS)
-            return [group]
-        parts = []
-        for algorithm in ALGORITHMS:
-            chosen = [p for p in group["params"] if (tensor(p).ndim > 1) is (algorithm == "orthogonal")]
-            parts.append({**group, "params": chosen, "algorithm": algorithm})
-        return [part for part in parts if part["params"]] or parts[:1]
+    def _first_recipe(self, group: dict[str, Any]) -> Recipe:
+        return recipe_of(group, self._rank_schedule if group["scheduled_rank"] else None)
 
-    def _add(self, group: dict[str, Any]) -> None:
-        if group["algorithm"] == "adamw":
-            super().add_param_group(checked({**self._adamw_defaults, **group}))
-            return
-        scheduled = self._rank_schedule if "rank" not in group else None
-        merged = checked({**self.defaults, **group, "step": 0, "scheduled_rank": scheduled is not None})
-        recipe = recipe_of(merged, scheduled)
-        states = [initial_state(tensor(item), recipe, merged) for item in group["params"]]
-        super().add_param_group(merged)
-        self.state.update(zip(self.param_groups[-1]["params"], states, strict=True))
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def state_dict(self) -> dict[str, Any]:
+        """Return the options of all groups and the state of all parameters, complete whatever was changed by hand.
+
+        Returns
+        -------
+        dict
+            "state" and "param_groups", of tensors and plain values.
+        """
+        self._make_ready(lambda _: True)
+        return dict(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state: refused before anything is written unless all of it fits, and kept in its dtypes.
+        """Load a state by torch's rules, kept in its dtypes, or, if it does not fit, leave everything as it is.
+
+        Options that are missing stay as they are, state that is missing is made anew, and keys may be numbers or
+        names.
 
         Parameters
         ----------
@@ -111,15 +101,22 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
         Raises
         ------
         OptionError
-            If groups, names, shapes or dtypes differ; nothing has changed then.
+            If the numbers of groups or parameters, names, views, shapes or dtypes differ, if an option is not as
+            described, or if a parameter has only a part of its tensors or others than those of its options.
         """
         if not isinstance(state_dict, dict):
             raise OptionError(f"state_dict: expected a dict, got {type(state_dict).__name__}")
         saved: Saved = []
+
+        def before(_: Any, given: dict[str, Any]) -> dict[str, Any]:
+            loaded, pairs = fitting(self, given, self._rank_schedule)
+            saved.extend(pairs)
+            return loaded
+
         # After the hooks of others that change what is loaded, and before those that see what was loaded.
         hooks = [
-            self.register_load_state_dict_pre_hook(lambda _, state: saved.extend(fitting(self, state))),
-            self.register_load_state_dict_post_hook(lambda _: restore(self, saved), prepend=True),
+            self.register_load_state_dict_pre_hook(before),
+            self.register_load_state_dict_post_hook(lambda _: self.state.update(saved), prepend=True),
         ]
         try:
             super().load_state_dict(state_dict)
@@ -135,7 +132,11 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
         Tensor
             An integer.
         """
-        counts = [state["skipped"].sum() for state in self.state.values() if "skipped" in state]
+        states = [self.state.get(p, {}) for group in self.param_groups for p in group["params"]]
+        counts = [state["skipped"].sum() for state in states if "skipped" in state]
+        # What is on the host can be sent to a device without waiting, not the other way round.
+        away = [count.device for count in counts if count.device.type != "cpu"]
+        counts = [count.to(away[0], non_blocking=True) if away else count for count in counts]
         return torch.stack(counts).sum() if counts else torch.zeros((), dtype=torch.int64)
 
     def diagnostics(self) -> dict[str, dict[str, Tensor]]:
@@ -179,46 +180,44 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _step(self) -> None:
-        """Step every group by its algorithm."""
-        orthogonal = [group for group in self.param_groups if group["algorithm"] == "orthogonal"]
-        for group in orthogonal:
-            _refuse(group)
-        for group in orthogonal:
-            self._step_orthogonal(group)
-        groups = [group for group in self.param_groups if group["algorithm"] == "adamw"]
-        if groups:
-            inner = torch.optim.AdamW([torch.empty(0)])
-            inner.param_groups, inner.state = groups, self.state
-            getattr(torch.optim.AdamW.step, "__wrapped__", torch.optim.AdamW.step)(inner)  # without global hooks
+        """Step every group: first what can be refused, then what is written."""
+        if initializing(self.param_groups):
+            return
+        inner = torch.optim.AdamW([torch.empty(0)])
+        parts = map(adamw.part_of, self.param_groups)
+        inner.param_groups, inner.state = [part for part in parts if part["params"]], self.state
+        recipes = [recipe_of({**group, "rank": self._rank(group)}) for group in self.param_groups]
+        for group in self.param_groups:
+            for p in group["params"]:
+                check_gradient(p, self.state.setdefault(p, {}), is_matrix(group, p), group["nonfinite"])
+        adamw.check_step(inner)
+        self._make_ready(lambda p: p.grad is not None)
+        adamw.step(inner)
+        for group, recipe in zip(self.param_groups, recipes, strict=True):
+            self._step_matrices(group, recipe)
 
-    def _step_orthogonal(self, group: dict[str, Any]) -> None:
-        if group["scheduled_rank"] and self._rank_schedule is not None:
-            group["rank"] = self._rank_schedule(group["step"])
-        params = [p for p in group["params"] if p.grad is not None]
+    def _make_ready(self, which: Callable[[Tensor], bool]) -> None:
+        for group in self.param_groups:
+            recipe = self._first_recipe(group)
+            for p in filter(which, group["params"]):
+                ready(self.state.setdefault(p, {}), group, p, recipe)
+
+    def _rank(self, group: dict[str, Any]) -> Any:
+        function = self._rank_schedule if group["scheduled_rank"] else None
+        return group["rank"] if function is None else plain(function(group["step"]))
+
+    def _step_matrices(self, group: dict[str, Any], recipe: Recipe) -> None:
+        group["rank"] = recipe.rank
         batches: dict[Any, list[Piece]] = {}
-        for p in params:
-            if "master" in self.state[p]:
-                _refresh(self.state[p]["master"], p)
-            for piece in pieces_of(p, self.state[p], group):
-                key = piece.weight.shape[1:], piece.weight.dtype, piece.weight.device
+        values = {p: values_of(p, self.state[p]) for p in group["params"] if p.grad is not None and is_matrix(group, p)}
+        for p, weight in values.items():
+            for piece in pieces_of(p, weight, self.state[p], view_of(group, p)):
+                key = piece.weight.shape[1:], piece.weight.dtype, piece.weight.device, piece.momentum is None
                 batches.setdefault(key, []).append(piece)
-        recipe = recipe_of(group)
         for pieces in batches.values():
             with be.settings(pieces[0].weight):
                 update(pieces, recipe, group)
-        for p in params:
-            if "master" in self.state[p]:
-                p.copy_(self.state[p]["master"])
+        for p, weight in values.items():
+            if weight is not p:
+                p.copy_(weight)
         group["step"] += 1
-
-
-def _refuse(group: dict[str, Any]) -> None:
-    """Raise for a gradient on the CPU that is not finite, where that is asked for, before anything is written."""
-    for p in group["params"] if group["nonfinite"] == "raise" else ():
-        if p.grad is not None and p.grad.device.type == "cpu" and not bool(p.grad.isfinite().all()):
-            raise NonFiniteError("grad: holds NaN or infinity; remove or replace them first")
-
-
-def _refresh(master: Tensor, p: Tensor) -> None:
-    """Take over entries that were changed elsewhere, as when a model is loaded after the optimizer was made."""
-    master.copy_(torch.where(master.to(p.dtype) == p, master, p.to(master.dtype)))

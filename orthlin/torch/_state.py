@@ -1,18 +1,27 @@
 """Loading the state of an optimizer: checked whole before anything is written, and kept in its dtypes."""
 
+import re
+from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from orthlin._direction import Recipe
 from orthlin.errors import OptionError, OrthlinError
-from orthlin.torch._groups import checked, recipe_of
+from orthlin.torch._groups import checked, makers, plain, ready, recipe_of
 
 Saved = list[tuple[Tensor, dict[str, Any]]]
+# What a state may lack: a new one goes on as the old one would have, but for rounding or a note.
+_MADE_ANEW = {"fading", "master", "diagnostics", "max_exp_avg_sq"}
+_WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
-def fitting(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> Saved:
-    """Parameters with their saved state; OptionError, naming what differs, unless all of it fits."""
+def fitting(
+    optimizer: torch.optim.Optimizer, state_dict: dict[str, Any], rank: Callable[[Any], Any] | None
+) -> tuple[dict[str, Any], Saved]:
+    """Groups to load, and parameters with the state that they get; OptionError, naming what does not fit."""
     state, groups = state_dict.get("state"), state_dict.get("param_groups")
     if not isinstance(state, dict) or not isinstance(groups, list):
         raise OptionError("state_dict: expected 'state', a dict, and 'param_groups', a list")
@@ -21,83 +30,79 @@ def fitting(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> Sav
     if [len(k) for k in keys] != [len(group["params"]) for group in here]:
         sizes = [len(k) for k in keys], [len(group["params"]) for group in here]
         raise OptionError(f"state_dict: has groups of {sizes[0]} parameters, the optimizer of {sizes[1]}")
-    known = [key for group in keys for key in group]
-    if len(set(known)) < len(known) or not set(state) <= set(known):
+    known = {key for group in keys for key in group}
+    others = {key: value for key, value in state.items() if key not in known}
+    if len(known) < sum(map(len, keys)) or any(isinstance(value, dict) for value in others.values()):
         raise OptionError("state_dict: its groups list a parameter twice, or miss one that has a state")
-    pairs = []
+    loaded, pairs = [], []
     for i, (saved, mine) in enumerate(zip(groups, here, strict=True)):
-        _check_group(i, saved, mine)
+        group = _group(i, saved, mine)
+        recipe = recipe_of(group, rank if group["scheduled_rank"] else None)
         for j, (key, p) in enumerate(zip(keys[i], mine["params"], strict=True)):
-            where = f"parameter {j} of group {i}"
-            _check_state(where, state.get(key, {}), _expected(p, optimizer.state.get(p, {}), mine, state.get(key)))
-            pairs.append((p, state.get(key, {})))
-    return pairs
+            pairs.append((p, _taken(f"parameter {j} of group {i}", state.get(key, {}), group, p, recipe)))
+        loaded.append({**group, "params": keys[i]})
+    return {**state_dict, "state": others, "param_groups": loaded}, pairs
 
 
-def restore(optimizer: torch.optim.Optimizer, saved: Saved) -> None:
-    """Undo that torch casts a state to the dtypes of the parameters."""
-    for p, values in saved:
-        for key, value in values.items():
-            device = value.device if key == "step" else p.device
-            optimizer.state[p][key] = value.detach().to(device, copy=True)
-
-
-def _keys(i: int, group: Any) -> list[int]:
+def _keys(i: int, group: Any) -> list[Any]:
     params = group.get("params") if isinstance(group, dict) else None
-    if not isinstance(params, list) or not all(isinstance(key, int) for key in params):
-        raise OptionError(f"state_dict: group {i} is not a dict with a list of numbers as 'params'")
+    if not isinstance(params, list) or not all(isinstance(key, int | str) for key in params):
+        raise OptionError(f"state_dict: group {i} is not a dict with a list of numbers or names as 'params'")
     return params
 
 
-def _check_group(i: int, saved: dict[str, Any], mine: dict[str, Any]) -> None:
-    missing = sorted(set(mine) - set(saved) - {"param_names"})
-    if missing:
-        raise OptionError(f"state_dict: group {i} lacks {', '.join(map(repr, missing))}")
-    for key in ("algorithm", "view", "scheduled_rank"):
-        if _plain(saved.get(key)) != _plain(mine.get(key)):
-            raise OptionError(f"state_dict: group {i} has {key} {saved[key]!r}, the optimizer {mine[key]!r}")
-    if "param_names" in saved and "param_names" in mine and saved["param_names"] != mine["param_names"]:
-        raise OptionError(f"state_dict: group {i} has other parameter names than the optimizer")
+def _group(i: int, saved: dict[str, Any], mine: dict[str, Any]) -> dict[str, Any]:
+    """Return the saved group, with the options that it lacks as they are here, and its parameters."""
+    kept = {"params": mine["params"]} | {key: mine[key] for key in ("param_names",) if key in mine}
+    group = {**mine, **plain(saved), **kept}
     try:
-        checked(saved)
-        if mine["algorithm"] == "orthogonal":
-            recipe_of(saved)
+        group = checked(group)
     except OrthlinError as error:
         raise OptionError(f"state_dict: group {i}: {error}") from error
-    if not isinstance(saved.get("step", 0), int):
-        raise OptionError(f"state_dict: group {i} has step {saved['step']!r}, expected an integer")
+    for key in ("view", "scheduled_rank"):
+        if group[key] != mine[key]:
+            raise OptionError(f"state_dict: group {i} has {key} {saved[key]!r}, the optimizer {mine[key]!r}")
+    names = [[_WRAPPERS.sub("", str(name)) for name in x.get("param_names", [])] for x in (saved, mine)]
+    if all(names) and names[0] != names[1]:
+        raise OptionError(f"state_dict: group {i} has other parameter names than the optimizer")
+    if type(group["step"]) is not int:
+        raise OptionError(f"state_dict: group {i} has step {group['step']!r}, expected an integer")
+    return group
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists, for a state that has been through JSON."""
-    if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
-    return list(value) if isinstance(value, tuple | list) else value
+def _taken(where: str, saved: Any, group: dict[str, Any], p: Tensor, recipe: Recipe) -> dict[str, Any]:
+    """Copy of a saved state for a parameter; what it lacks is made."""
+    nowhere = torch.empty_like(p, device="meta")  # shapes and dtypes without memory; fused AdamW does not run there
+    if not isinstance(saved, dict):
+        raise OptionError(f"state_dict: the state of {where} is {type(saved).__name__}, expected a dict")
+    saved = plain(saved)
+    needed = makers({**group, "fused": False, "capturable": False}, nowhere, recipe, saved)
+    notes = {key: x for key, x in saved.items() if key not in needed and isinstance(x, Real | str)}
+    kept = saved.keys() - notes.keys()
+    if kept and not needed.keys() - _MADE_ANEW <= kept <= needed.keys():
+        raise OptionError(f"state_dict: {where} has {sorted(saved)}, the optimizer {sorted(needed)}")
+    near = bool(group["fused"] or group["capturable"])
+    tensors = {key: _copied(f"{key} of {where}", key, saved[key], needed[key](), p, near) for key in kept}
+    state = {**{key: tensors[key] for key in needed if key in tensors}, **notes}
+    ready(state, group, p, recipe)
+    return state
 
 
-def _expected(p: Tensor, mine: dict[str, Any], group: dict[str, Any], saved: Any) -> dict[str, Tensor]:
-    """Tensors with the shapes and dtypes that the state of a parameter must have."""
-    if group["algorithm"] == "orthogonal":
-        return mine
-    if not mine and not saved:
-        return {}  # AdamW makes its state in its first step
-    moments = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
-    return {"step": torch.zeros(()), **dict.fromkeys(moments, p)}
-
-
-def _check_state(where: str, saved: Any, expected: dict[str, Tensor]) -> None:
-    if not isinstance(saved, dict) or set(saved) != set(expected):
-        got = sorted(saved) if isinstance(saved, dict) else type(saved).__name__
-        raise OptionError(f"state_dict: {where} has {got}, the optimizer {sorted(expected)}")
-    for key, like in expected.items():
-        value = saved[key]
-        if not isinstance(value, Tensor):
-            raise OptionError(f"state_dict: {key} of {where} is {type(value).__name__}, expected a tensor")
-        shapes = [list(x.shape) for x in (value, like)]
-        if key.startswith("right_"):  # the number of rows is the rank, which may change with the step
-            del shapes[0][-2:-1], shapes[1][-2:-1]
-        if shapes[0] != shapes[1] or value.dtype != like.dtype:
-            raise OptionError(
-                f"state_dict: {key} of {where} is {tuple(value.shape)} {value.dtype}, "
-                f"expected {tuple(like.shape)} {like.dtype}"
-            )
+def _copied(what: str, key: str, value: Any, like: Tensor, p: Tensor, near: bool) -> Tensor:
+    """Copy of a saved tensor where it belongs; the `step` of AdamW may be a number, of any kind, as for torch."""
+    if key == "step":
+        value = torch.tensor(float(value)) if type(value) in (int, float) else value
+        like = like.to(torch.float32) if near else like
+    if not isinstance(value, Tensor):
+        raise OptionError(f"state_dict: {what} is {type(value).__name__}, expected a tensor")
+    if value.is_meta and not p.is_meta:
+        raise OptionError(f"state_dict: {what} is on the meta device, where tensors have no values")
+    shapes = [list(x.shape) for x in (value, like)]
+    if key.startswith("right_"):  # the number of rows is the rank, which may change with the step
+        del shapes[0][-2:-1], shapes[1][-2:-1]
+    if shapes[0] != shapes[1] or (value.dtype != like.dtype if key != "step" else value.is_complex()):
+        raise OptionError(
+            f"state_dict: {what} is {tuple(value.shape)} {value.dtype}, expected {tuple(like.shape)} {like.dtype}"
+        )
+    device = torch.device("cpu") if key == "step" and not near else p.device
+    return value.detach().to(device, like.dtype, copy=True)

@@ -26,11 +26,11 @@ class LowRankMuon(Orthogonal):
     Parameters
     ----------
     params : iterable
-        Tensors, pairs (name, tensor) or groups.  Matrices are stepped along here, tensors with less than two
-        dimensions go to AdamW; embeddings and heads are matrices too, which
-        :func:`orthlin.torch.gpt2.param_groups` tells apart.
+        Tensors, pairs (name, tensor) or groups.  In each group tensors of two and more dimensions are stepped along
+        as matrices, real or complex, and the rest goes to AdamW, unless its "algorithm" is "orthogonal" or "adamw";
+        embeddings and heads are matrices too, which :func:`orthlin.torch.gpt2.param_groups` tells apart.
     lr : float or Tensor
-        Learning rate :math:`\eta`.
+        Learning rate :math:`\eta`.  That of AdamW stays the multiple of it that it is at first, one if lr is 0.
     rank : int, float or callable
         Rank r of the direction: a number, a fraction of k = min(m, n), or a function of the step that gives either.
         Matrices with k <= r are orthogonalized in full.
@@ -68,7 +68,8 @@ class LowRankMuon(Orthogonal):
     seed : int
         Random numbers are a function of seed, matrix shape and step.
     adamw : dict, optional
-        Options of torch.optim.AdamW for the parameters that go there; `lr` is the default of its learning rate.
+        Options of torch.optim.AdamW for the parameters that go there, the learning rate by default that of the
+        matrices.  What a group says itself holds for all of its parameters, a learning rate for the matrices.
 
     Raises
     ------
@@ -78,7 +79,9 @@ class LowRankMuon(Orthogonal):
     Notes
     -----
     Matrices of one shape are stacked and stepped along together.  For finite gradients on the CPU one such stack is
-    the only large temporary, else there are three.  Under ``torch.compile`` a step runs as it is, uncompiled.
+    the only large temporary, else there are three.  Under ``torch.compile`` a step runs as it is, uncompiled, and under
+    autocast as outside.  A matrix whose gradient has become zero goes on for less than 1/(1 - beta) steps in all: each
+    is beta times the one before.  A step that is refused has changed nothing.
     Cost: 6 m n r flops a matrix and O((m + n) r^2); state: a momentum of m n and, for a warm start, r n numbers.
 
     References
@@ -94,8 +97,8 @@ class LowRankMuon(Orthogonal):
     >>> optimizer = LowRankMuon(layer.named_parameters(), lr=0.1, rank=2)
     >>> layer(torch.randn(16, 8)).square().mean().backward()
     >>> optimizer.step()
-    >>> [group["algorithm"] for group in optimizer.param_groups]
-    ['orthogonal', 'adamw']
+    >>> [sorted(optimizer.state[p]) for p in layer.parameters()]
+    [['fading', 'momentum', 'right_0', 'skipped'], ['exp_avg', 'exp_avg_sq', 'step']]
     """
 
     def __init__(

@@ -158,7 +158,7 @@ class MatrixView:
         except RuntimeError:
             raise ShapeError(
                 f"x: shape {tuple(x.shape)} with strides {x.stride()} has no view as {' x '.join(map(str, shape))} "
-                "(channels_last weights have none); make it contiguous, or pass copy=True where it is only read"
+                "(channels_last weights have none); make it contiguous, or pass copy=True and write the copy back"
             ) from None
 
     def _sizes(self, length: int, shape: tuple[int, ...]) -> list[int]:

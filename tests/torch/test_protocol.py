@@ -10,8 +10,8 @@ import torch
 from test_update import ALL, NAN, SHAPES, STEPS, assert_close, decayed, gradients, parameters, random, run
 from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.swa_utils import SWALR
 
-from orthlin.errors import ShapeError
 from orthlin.torch import LowRankMuon, Muon
 
 MIXED = [(12, 8), (12, 8), (8,), ()]
@@ -84,22 +84,42 @@ def test_a_tensor_that_is_written_to_changes_the_learning_rate(kind):
 
 
 SCHEDULERS = {
-    "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda t: 0.5**t),
-    "lambda of a group": lambda o: lr_scheduler.LambdaLR(o, [lambda t: 0.5**t, lambda t: 1 / (1 + t)]),
-    "multiplicative": lambda o: lr_scheduler.MultiplicativeLR(o, lambda _: 0.9),
-    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, STEPS, eta_min=0.01),
-    "restarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 2),
-    "one cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.4, STEPS + 1),
-    "one cycle of a group": lambda o: lr_scheduler.OneCycleLR(o, [0.4, 0.1], STEPS + 1),
-    "cyclic": lambda o: lr_scheduler.CyclicLR(o, 0.1, 0.4, 2),
-    "sequential": lambda o: lr_scheduler.SequentialLR(
+    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda t: 0.5**t),
+    "LambdaLR of each group": lambda o: lr_scheduler.LambdaLR(o, [lambda t: 0.5**t, lambda t: 1 / (1 + t)]),
+    "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda _: 0.9),
+    "StepLR": lambda o: lr_scheduler.StepLR(o, 2),
+    "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, [1, 3]),
+    "ConstantLR": lambda o: lr_scheduler.ConstantLR(o, 0.5, 2),
+    "LinearLR": lambda o: lr_scheduler.LinearLR(o, 0.1, total_iters=3),
+    "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, 0.8),
+    "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, STEPS),
+    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, STEPS, eta_min=0.01),
+    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 2),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 0.4, STEPS + 1),
+    "OneCycleLR of each group": lambda o: lr_scheduler.OneCycleLR(o, [0.4, 0.1], STEPS + 1),
+    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 0.1, 0.4, 2),
+    "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0, min_lr=[0.0, 0.01]),
+    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
         o, [lr_scheduler.LinearLR(o, 0.1, total_iters=2), lr_scheduler.CosineAnnealingLR(o, 3)], [2]
     ),
-    "chained": lambda o: lr_scheduler.ChainedScheduler(
+    "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
         [lr_scheduler.ConstantLR(o, 0.5, 2), lr_scheduler.ExponentialLR(o, 0.9)]
     ),
-    "exponential": lambda o: lr_scheduler.ExponentialLR(o, 0.8),
+    "SWALR": lambda o: SWALR(o, [0.05, 0.02], anneal_epochs=3),
 }
+
+
+def test_every_scheduler_of_torch_is_among_them():
+    there = {
+        name
+        for name, cls in vars(lr_scheduler).items()
+        if isinstance(cls, type) and issubclass(cls, lr_scheduler.LRScheduler) and not name.startswith("_")
+    }
+    assert there - {"LRScheduler"} <= set(SCHEDULERS)
+
+
+def advance(scheduler, t):
+    scheduler.step(*([1.0 + t] if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else []))
 
 
 @every_kind
@@ -110,23 +130,50 @@ def test_schedulers_drive_matrices_and_vectors(kind, make, tensor):
     mine, other, given = parameters(MIXED), parameters(MIXED), gradients(MIXED)
     lr = torch.tensor(0.1, dtype=torch.float64) if tensor else 0.1
     optimizer, reference = (
-        kind(mine, lr),
-        torch.optim.SGD([{"params": other[:2]}, {"params": other[2:]}], lr.clone() if tensor else lr, 0.9),
+        kind([{"params": mine[::2]}, {"params": mine[1::2]}], lr, adamw={"lr": 0.025}),
+        torch.optim.SGD([{"params": other[::2]}, {"params": other[1::2]}], lr.clone() if tensor else lr, 0.9),
     )
     scheduler, other_scheduler = make(optimizer), make(reference)
-    for gs in given:
+    for t, gs in enumerate(given):
         rates = [[float(group["lr"]) for group in o.param_groups] for o in (optimizer, reference)]
         assert rates[0] == pytest.approx(rates[1])
         before = copy.deepcopy((mine, optimizer))
         for group in before[1].param_groups:
             group["lr"] = float(group["lr"])
+        # AdamW by hand, at a quarter of the rate of the matrices in the group
+        vectors = [p.detach().clone().requires_grad_() for p in mine[2:]]
+        adamw = torch.optim.AdamW([{"params": [p], "lr": r / 4} for p, r in zip(vectors, rates[1], strict=True)])
+        state = {i: copy.deepcopy(optimizer.state[p]) for i, p in enumerate(mine[2:])}
+        adamw.load_state_dict({**adamw.state_dict(), "state": state})
+        run(adamw, vectors, [gs[2:]])
         run(optimizer, mine, [gs])
         run(before[1], before[0], [gs])
-        for p, q in zip(mine, before[0], strict=True):
+        for p, q in zip([*mine, *mine[2:]], [*before[0], *vectors], strict=True):
             assert_close(p.detach(), q.detach())
         other_scheduler.optimizer.step()
-        scheduler.step()
-        other_scheduler.step()
+        advance(scheduler, t)
+        advance(other_scheduler, t)
+
+
+@every_kind
+@pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS)
+def test_a_state_from_before_a_scheduler_is_loaded_after_it_was_made(kind, make):
+    """Which adds keys to the groups, as do rate finders; and goes on in step with it."""
+
+    def made():
+        params = parameters(MIXED)
+        return params, kind([{"params": params[::2]}, {"params": params[1::2]}], 0.1)
+
+    saved = copy.deepcopy(made()[1].state_dict())
+    params, optimizer = made()
+    scheduler = make(optimizer)
+    keys = [set(group) for group in optimizer.param_groups]
+    run(optimizer, params, gradients(MIXED, steps=1))
+    optimizer.load_state_dict(saved)
+    assert [set(group) for group in optimizer.param_groups] == keys
+    run(optimizer, params, gradients(MIXED, steps=1))
+    advance(scheduler, 0)
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
 
 
 def test_one_cycle_cycles_the_momentum():
@@ -337,10 +384,7 @@ def test_a_hook_after_loading_has_the_last_word():
 def test_names_go_with_their_parameters(kind):
     model, plain = network(), network()
     optimizer = kind(model.named_parameters(), lr=0.01)
-    assert [group["param_names"] for group in optimizer.param_groups] == [
-        ["0.weight", "2.weight"],
-        ["0.bias", "2.bias"],
-    ]
+    assert [group["param_names"] for group in optimizer.param_groups] == [["0.weight", "0.bias", "2.weight", "2.bias"]]
     train(model, optimizer)
     train(plain, kind(plain.parameters(), lr=0.01))
     assert same(model.parameters(), plain.parameters())
@@ -376,7 +420,7 @@ def test_a_copy_with_its_parameters_goes_on_alone_and_alike(kind, copied):
     assert same(others, params)
     assert repr(other) == repr(optimizer)
     other.add_param_group({"params": parameters([(3, 4), (3,)])})
-    assert len(optimizer.param_groups) == 2
+    assert (len(optimizer.param_groups), len(other.param_groups)) == (1, 2)
 
 
 def test_a_shallow_copy_shares_parameters_and_state():
@@ -394,10 +438,10 @@ def test_an_optimizer_can_be_changed_by_hand():
     mine, other, given = parameters(MIXED), parameters(MIXED), gradients(MIXED)
     optimizer = LowRankMuon(mine, lr=0.1)
     for group in optimizer.param_groups:
-        group.update(lr=0.3, weight_decay=0.2, momentum=0.5, scale="spectral")
+        group.update(lr=0.3, weight_decay=0.2, momentum=0.5, scale="spectral", betas=(0.5, 0.6))
     run(optimizer, mine, given)
-    options = {"lr": 0.3, "weight_decay": 0.2}
-    run(LowRankMuon(other, **options, momentum=0.5, scale="spectral", adamw=options), other, given)
+    options = {"lr": 0.3, "weight_decay": 0.2, "adamw": {"betas": (0.5, 0.6)}}
+    run(LowRankMuon(other, **options, momentum=0.5, scale="spectral"), other, given)
     assert same(mine, other)
 
 
@@ -473,11 +517,54 @@ def test_a_channels_last_gradient_of_a_plain_convolution_is_fine(kind):
     assert_close(mine[0].detach(), plain[0].detach())
 
 
+def reversed_axes(x):
+    return x.permute(*reversed(range(x.ndim))).contiguous().permute(*reversed(range(x.ndim)))
+
+
+LAYOUTS = {
+    "channels_last": ((4, 3, 2, 2), None, lambda x: x.contiguous(memory_format=torch.channels_last)),
+    "channels_last_3d": ((4, 3, 2, 2, 2), None, lambda x: x.contiguous(memory_format=torch.channels_last_3d)),
+    "experts, the other way round": (
+        (3, 6, 5),
+        {"batch_ndim": 1},
+        lambda x: x.permute(2, 1, 0).contiguous().permute(2, 1, 0),
+    ),
+    "split columns": ((4, 6, 2), {"splits": 2, "split_axis": "in"}, lambda x: x.mT.contiguous().mT),
+}
+
+
 @every_kind
-def test_a_channels_last_convolution_is_refused_at_the_start(kind):
-    p = torch.nn.Parameter(random(4, 3, 2, 2).contiguous(memory_format=torch.channels_last))
-    with pytest.raises(ShapeError, match="channels_last"):
-        kind([p])
+@pytest.mark.parametrize("when", ["before", "after", "between"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("shape", "view", "laid"), LAYOUTS.values(), ids=LAYOUTS)
+def test_parameters_without_a_view_as_matrices_step_as_their_contiguous_copies(kind, when, dtype, shape, view, laid):
+    """Laid out anew before the optimizer is made, after it, or after a step; bit for bit, also when it goes on."""
+    plain, mine, given = parameters([shape], dtype), parameters([shape], dtype), gradients([shape], dtype, steps=4)
+
+    def made(params):
+        return kind([{"params": params, "view": view}], **decayed())
+
+    def lay_out():
+        mine[0].data = laid(mine[0].data)
+
+    if when == "before":
+        lay_out()
+    reference, optimizer = made(plain), made(mine)
+    if when == "between":
+        run(reference, plain, given[:1])
+        run(optimizer, mine, given[:1])
+    if when != "before":
+        lay_out()
+    assert not mine[0].is_contiguous()
+    run(reference, plain, given[1:3])
+    run(optimizer, mine, [[laid(gs[0])] for gs in given[1:3]])
+    assert same(mine, plain)
+    resumed = made(mine)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    run(resumed, mine, given[3:])
+    run(reference, plain, given[3:])
+    assert same(mine, plain)
+    assert not mine[0].is_contiguous()
 
 
 @every_kind
@@ -488,7 +575,7 @@ def test_on_the_meta_device_there_is_all_but_values(kind):
     real = kind(parameters(MIXED, torch.float32))
     shapes = [{k: (v.shape, v.dtype) for k, v in state.items()} for state in optimizer.state.values()]
     assert shapes == [{k: (v.shape, v.dtype) for k, v in state.items()} for state in real.state.values()]
-    assert all(v.is_meta for state in optimizer.state.values() for v in state.values())
+    assert all(v.is_meta for state in optimizer.state.values() for key, v in state.items() if key != "step")
     run(optimizer, params, [[torch.empty_like(p) for p in params]])
 
 
@@ -528,8 +615,7 @@ def test_inference_after_a_step_is_not_disturbed():
 def test_the_printed_form_tells_route_and_options():
     text = repr(LowRankMuon(parameters(MIXED), rank=3))
     assert text.startswith("LowRankMuon (")
-    assert "algorithm: orthogonal" in text
-    assert "algorithm: adamw" in text
+    assert "algorithm: auto" in text
     assert "rank: 3" in text
 
 
