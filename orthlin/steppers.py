@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from orthlin import _backend as be
 from orthlin import _checks as check
-from orthlin._direction import Direction, Recipe, real_product, tail_weight
+from orthlin._direction import Direction, Recipe, faded, real_product, tail_weight
 from orthlin.errors import NonFiniteError, ShapeError
 from orthlin.schedules import Schedule
 
@@ -39,12 +39,15 @@ class State(NamedTuple):
         Momentum, in float32 at least, and the right factor that the next sketch starts from.
     skipped : array of int32, shape (..., 1, 1)
         Updates left out because a gradient was not finite.
+    fading : array of float32, shape (..., 1, 1), or None
+        Share of a full step that is gone: beta^j in the j-th update in a row whose gradient is zero; for a momentum.
     """
 
     step: Any
     momentum: Array | None
     right: Array | None
     skipped: Array
+    fading: Array | None = None
 
 
 class Stepper(NamedTuple):
@@ -173,16 +176,8 @@ def muon(
     check.option(nonfinite, "nonfinite", ("skip", "raise"))
     for name, value in {"nesterov": nesterov, "cautious": cautious, "error_feedback": error_feedback}.items():
         check.flag(value, name)
-    recipe = Recipe(
-        rank=rank,
-        n_iter=n_iter,
-        sketch=sketch,
-        warm_start=warm_start,
-        tail=tail,
-        scale=scale,
-        schedule=schedule,
-        seed=seed,
-    )
+    how: dict[str, Any] = {"n_iter": n_iter, "sketch": sketch, "warm_start": warm_start, "tail": tail, "scale": scale}
+    recipe = Recipe(rank=rank, schedule=schedule, seed=seed, **how)
     return _stepper(_Rule(recipe, lr, momentum, nesterov, weight_decay, cautious, error_feedback, nonfinite))
 
 
@@ -257,7 +252,8 @@ def _stepper(rule: _Rule) -> Stepper:
         xp = check.matrix(X, "X")
         momentum = be.working(xp, xp.zeros_like(X)) if rule.momentum or rule.error_feedback else None
         right = rule.recipe.first_right(xp, be.working(xp, X), name)
-        return State(0, momentum, right, xp.zeros((*X.shape[:-2], 1, 1), dtype=xp.int32, device=be.device(X)))
+        skipped = xp.zeros((*X.shape[:-2], 1, 1), dtype=xp.int32, device=be.device(X))
+        return State(0, momentum, right, skipped, None if momentum is None else xp.astype(skipped + 1, xp.float32))
 
     def update(G: Array, state: State, X: Array, name: str = "") -> tuple[Array, State]:
         xp = check.matrix(G, "G")
@@ -273,9 +269,10 @@ def _stepper(rule: _Rule) -> Stepper:
         if rule.error_feedback:
             captured = U if d.Q is None else d.Q @ be.ldexp(xp, d.B, d.e)
             M = U - (1 - rule.momentum) * captured
-        delta = _delta(xp, rule, d, state.step, be.working(xp, X))
+        fading = faded(xp, state.fading, G, rule.momentum, d.finite)
+        delta = _delta(xp, rule, d, state.step, be.working(xp, X), fading)
         M = None if M is None else xp.where(d.finite, M, state.momentum)
-        after = State(state.step + 1, M, d.right, state.skipped + xp.astype(~d.finite, xp.int32))
+        after = State(state.step + 1, M, d.right, state.skipped + xp.astype(~d.finite, xp.int32), fading)
         return be.convert(xp, delta, X.dtype), after
 
     return Stepper(init, update)
@@ -292,8 +289,9 @@ def _momentum(rule: _Rule, M: Array | None, G: Array) -> tuple[Array | None, Arr
     return new, beta * new + (1 - beta) * G if rule.nesterov else new
 
 
-def _delta(xp: Any, rule: _Rule, d: Direction, step: Any, X: Array) -> Array:
+def _delta(xp: Any, rule: _Rule, d: Direction, step: Any, X: Array, fading: Array | None) -> Array:
     """Return -lr (s O + weight_decay X), zero where the direction is not finite."""
     lr, O = rule.lr(step) if callable(rule.lr) else rule.lr, d.dense()
+    O = O if fading is None else be.convert(xp, fading, O.dtype) * O
     decayed = xp.where(real_product(xp, O, X) > 0, X, xp.zeros_like(X)) if rule.cautious else X
     return xp.where(d.finite, -lr * (d.length * O + rule.weight_decay * decayed), xp.zeros_like(X))

@@ -732,3 +732,22 @@ def step_condition(options, M, G, right, omega):
         return np.linalg.cond(U)
     test = omega if right is None else right.conj().T
     return condition(U, test, options["n_iter"], weight(options["tail"], options["rank"], k))
+
+
+@pytest.mark.parametrize("options", [{}, {"nesterov": False}, {"error_feedback": True}], ids=str)
+@pytest.mark.parametrize("rank", [2, None])
+def test_a_gradient_that_has_become_zero_brings_a_matrix_to_rest(options, rank):
+    """Matrix by matrix of a stack: it still goes beta + beta^2 + ... < 1/(1 - beta) full steps, the others theirs."""
+    G = np.random.default_rng(0).standard_normal((2, 8, 6))
+    stepper, beta = steppers.muon(0.1, rank=rank, momentum=0.8, **options), np.float32(0.8)
+    X = np.zeros_like(G)
+    state = stepper.init(X)
+    for t in range(1, 60):
+        delta, state = stepper.update(G, state, X)
+        X = X + delta
+        if t == 3:
+            G[1], start = 0.0, X[1].copy()
+        fading = 1.0 if t <= 3 else beta ** np.float32(t - 3)
+        np.testing.assert_allclose(state.fading[:, 0, 0], [1.0, fading], rtol=1e-5)
+        np.testing.assert_allclose(np.linalg.norm(delta, 2, axis=(-2, -1)), 0.1 * state.fading[:, 0, 0], rtol=1e-6)
+    assert np.linalg.norm(X[1] - start, 2) < 0.1 / (1 - 0.8)

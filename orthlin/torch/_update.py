@@ -144,7 +144,7 @@ def _fading(pieces: list[Piece], d: Direction, beta: float) -> Tensor:
     shares = []
     for piece, rows in _slices(pieces):
         xp, fading = be.namespace(piece.gradient), piece.fading.view(-1, 1, 1)
-        fading.copy_(xp.where(d.finite[rows], faded(xp, fading, piece.gradient, beta), fading))
+        fading.copy_(faded(xp, fading, piece.gradient, beta, d.finite[rows]))
         shares.append(fading)
     return torch.cat(shares).to(d.X.real.dtype)
 
