@@ -36,8 +36,11 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic | np.ndarray) and value.ndim == 0 else value
 
 
-def listed(param_group: Any) -> dict[str, Any]:
-    """Return a group as a dict of its own, with "params" a list of tensors, or of pairs of a name and a tensor."""
+def listed(param_group: Any, others: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a group as a dict of its own, with "params" a list of tensors, or of pairs of a name and a tensor.
+
+    Without names it gets numbers for them if the other groups have names, which torch wants in all or none.
+    """
     params = param_group["params"]
     if isinstance(params, set | frozenset):
         raise ArrayTypeError("params: expected an ordered collection, got a set, whose order differs between runs")
@@ -49,6 +52,8 @@ def listed(param_group: Any) -> dict[str, Any]:
             raise ShapeError("params: a parameter of a lazy module has no shape yet; run the model once first")
         if any(kind.__name__ == "DTensor" for kind in type(x).__mro__):
             raise ArrayTypeError("params: expected plain tensors, got a DTensor; sharded parameters are not supported")
+    if any("param_names" in group for group in others) and not any(isinstance(item, tuple) for item in items):
+        items = [(f"{len(others)}.{j}", p) for j, p in enumerate(items)]
     return {**{key: plain(value) for key, value in param_group.items() if key != "params"}, "params": items}
 
 
@@ -102,6 +107,16 @@ def recipe_of(group: dict[str, Any], rank: Callable[[Any], Any] | None = None) -
     """Return the recipe of a group, with a function of the step as its rank if there is one."""
     options = {key: group[key] for key in _RECIPE} | ({} if rank is None else {"rank": lambda t: plain(rank(t))})
     return Recipe(schedule=_schedule(group["schedule"]), **options)
+
+
+def first_recipe(group: dict[str, Any], rank: Callable[[Any], Any] | None) -> Recipe:
+    """Return the recipe by which the state of a group is made."""
+    return recipe_of(group, rank if group["scheduled_rank"] else None)
+
+
+def scheduled(group: dict[str, Any], rank: Callable[[Any], Any] | None) -> dict[str, Any]:
+    """Return the group with the rank of its step."""
+    return group if rank is None or not group["scheduled_rank"] else {**group, "rank": plain(rank(group["step"]))}
 
 
 def view_of(group: dict[str, Any], p: Tensor) -> MatrixView:
@@ -167,3 +182,20 @@ def ready(state: dict[str, Any], group: dict[str, Any], p: Tensor, recipe: Recip
             state[key] = value.contiguous() if matrix else value
         elif key != "step":
             state[key] = state[key].to(p.device)
+
+
+def make_ready(
+    optimizer: torch.optim.Optimizer,
+    rank: Callable[[Any], Any] | None,
+    which: Callable[[Tensor], bool] | None = None,
+) -> None:
+    """Make what the state of some parameters lacks; or of all, and forget parameters that no group has any more."""
+    state = optimizer.state
+    for group in optimizer.param_groups:
+        recipe = first_recipe(group, rank)
+        for p in filter(which, group["params"]) if which else group["params"]:
+            ready(state.setdefault(p, {}), group, p, recipe)
+    if which is None:
+        known = {p for group in optimizer.param_groups for p in group["params"]}
+        for p in [p for p in state if isinstance(p, Tensor) and p not in known]:
+            del state[p]

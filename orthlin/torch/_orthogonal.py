@@ -11,7 +11,19 @@ from orthlin._direction import Recipe
 from orthlin.errors import OptionError
 from orthlin.torch import _adamw as adamw
 from orthlin.torch._adamw import is_matrix, tensor
-from orthlin.torch._groups import check_lr, checked, listed, makers, merged, plain, ready, recipe_of, view_of
+from orthlin.torch._groups import (
+    check_lr,
+    checked,
+    first_recipe,
+    listed,
+    make_ready,
+    makers,
+    merged,
+    plain,
+    recipe_of,
+    scheduled,
+    view_of,
+)
 from orthlin.torch._state import Saved, fitting
 from orthlin.torch._update import DIAGNOSTICS, Piece, check_gradient, initializing, pieces_of, update, values_of
 
@@ -63,17 +75,14 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
             dimensions and more are matrices, the rest goes to AdamW), "orthogonal" or "adamw"; "view" the fields of
             a :class:`orthlin.torch.MatrixView` for parameters that are not (out, in) matrices.
         """
-        group = merged(listed(param_group), self.defaults, self._adamw_defaults)
+        group = merged(listed(param_group, self.param_groups), self.defaults, self._adamw_defaults)
         scheduled = "rank" not in param_group and self._rank_schedule is not None
         group = checked({**group, "step": 0, "scheduled_rank": scheduled})
         params = [tensor(item) for item in group["params"]]
-        recipe = self._first_recipe(group)
+        recipe = first_recipe(group, self._rank_schedule)
         states = [{key: make() for key, make in makers(group, p, recipe).items()} for p in params]
         super().add_param_group(group)
         self.state.update(zip(params, states, strict=True))
-
-    def _first_recipe(self, group: dict[str, Any]) -> Recipe:
-        return recipe_of(group, self._rank_schedule if group["scheduled_rank"] else None)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def state_dict(self) -> dict[str, Any]:
@@ -84,7 +93,7 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
         dict
             "state" and "param_groups", of tensors and plain values.
         """
-        self._make_ready(lambda _: True)
+        make_ready(self, self._rank_schedule)
         return dict(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -107,15 +116,9 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
         if not isinstance(state_dict, dict):
             raise OptionError(f"state_dict: expected a dict, got {type(state_dict).__name__}")
         saved: Saved = []
-
-        def before(_: Any, given: dict[str, Any]) -> dict[str, Any]:
-            loaded, pairs = fitting(self, given, self._rank_schedule)
-            saved.extend(pairs)
-            return loaded
-
         # After the hooks of others that change what is loaded, and before those that see what was loaded.
         hooks = [
-            self.register_load_state_dict_pre_hook(before),
+            self.register_load_state_dict_pre_hook(lambda _, x: fitting(self, x, self._rank_schedule, saved)),
             self.register_load_state_dict_post_hook(lambda _: self.state.update(saved), prepend=True),
         ]
         try:
@@ -186,25 +189,15 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
         inner = torch.optim.AdamW([torch.empty(0)])
         parts = map(adamw.part_of, self.param_groups)
         inner.param_groups, inner.state = [part for part in parts if part["params"]], self.state
-        recipes = [recipe_of({**group, "rank": self._rank(group)}) for group in self.param_groups]
+        recipes = [recipe_of(scheduled(group, self._rank_schedule)) for group in self.param_groups]
         for group in self.param_groups:
             for p in group["params"]:
                 check_gradient(p, self.state.setdefault(p, {}), is_matrix(group, p), group["nonfinite"])
+        make_ready(self, self._rank_schedule, lambda p: p.grad is not None)
         adamw.check_step(inner)
-        self._make_ready(lambda p: p.grad is not None)
         adamw.step(inner)
         for group, recipe in zip(self.param_groups, recipes, strict=True):
             self._step_matrices(group, recipe)
-
-    def _make_ready(self, which: Callable[[Tensor], bool]) -> None:
-        for group in self.param_groups:
-            recipe = self._first_recipe(group)
-            for p in filter(which, group["params"]):
-                ready(self.state.setdefault(p, {}), group, p, recipe)
-
-    def _rank(self, group: dict[str, Any]) -> Any:
-        function = self._rank_schedule if group["scheduled_rank"] else None
-        return group["rank"] if function is None else plain(function(group["step"]))
 
     def _step_matrices(self, group: dict[str, Any], recipe: Recipe) -> None:
         group["rank"] = recipe.rank

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from orthlin._direction import Recipe
 from orthlin.errors import OptionError, OrthlinError
-from orthlin.torch._groups import checked, makers, plain, ready, recipe_of
+from orthlin.torch._groups import checked, first_recipe, makers, plain, ready
 
 Saved = list[tuple[Tensor, dict[str, Any]]]
 # What a state may lack: a new one goes on as the old one would have, but for rounding or a note.
@@ -19,9 +19,9 @@ _WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkp
 
 
 def fitting(
-    optimizer: torch.optim.Optimizer, state_dict: dict[str, Any], rank: Callable[[Any], Any] | None
-) -> tuple[dict[str, Any], Saved]:
-    """Groups to load, and parameters with the state that they get; OptionError, naming what does not fit."""
+    optimizer: torch.optim.Optimizer, state_dict: dict[str, Any], rank: Callable[[Any], Any] | None, pairs: Saved
+) -> dict[str, Any]:
+    """Groups to load, and parameters with the state that they get, in `pairs`; OptionError unless all of it fits."""
     state, groups = state_dict.get("state"), state_dict.get("param_groups")
     if not isinstance(state, dict) or not isinstance(groups, list):
         raise OptionError("state_dict: expected 'state', a dict, and 'param_groups', a list")
@@ -34,14 +34,14 @@ def fitting(
     others = {key: value for key, value in state.items() if key not in known}
     if len(known) < sum(map(len, keys)) or any(isinstance(value, dict) for value in others.values()):
         raise OptionError("state_dict: its groups list a parameter twice, or miss one that has a state")
-    loaded, pairs = [], []
+    loaded = []
     for i, (saved, mine) in enumerate(zip(groups, here, strict=True)):
         group = _group(i, saved, mine)
-        recipe = recipe_of(group, rank if group["scheduled_rank"] else None)
+        recipe = first_recipe(group, rank)
         for j, (key, p) in enumerate(zip(keys[i], mine["params"], strict=True)):
             pairs.append((p, _taken(f"parameter {j} of group {i}", state.get(key, {}), group, p, recipe)))
         loaded.append({**group, "params": keys[i]})
-    return {**state_dict, "state": others, "param_groups": loaded}, pairs
+    return {**state_dict, "state": others, "param_groups": loaded}
 
 
 def _keys(i: int, group: Any) -> list[Any]:
@@ -81,14 +81,14 @@ def _taken(where: str, saved: Any, group: dict[str, Any], p: Tensor, recipe: Rec
     kept = saved.keys() - notes.keys()
     if kept and not needed.keys() - _MADE_ANEW <= kept <= needed.keys():
         raise OptionError(f"state_dict: {where} has {sorted(saved)}, the optimizer {sorted(needed)}")
-    near = bool(group["fused"] or group["capturable"])
+    near = group["fused"] or group["capturable"]
     tensors = {key: _copied(f"{key} of {where}", key, saved[key], needed[key](), p, near) for key in kept}
     state = {**{key: tensors[key] for key in needed if key in tensors}, **notes}
     ready(state, group, p, recipe)
     return state
 
 
-def _copied(what: str, key: str, value: Any, like: Tensor, p: Tensor, near: bool) -> Tensor:
+def _copied(what: str, key: str, value: Any, like: Tensor, p: Tensor, near: Any) -> Tensor:
     """Copy of a saved tensor where it belongs; the `step` of AdamW may be a number, of any kind, as for torch."""
     if key == "step":
         value = torch.tensor(float(value)) if type(value) in (int, float) else value

@@ -157,3 +157,75 @@ def test_lightning(tmp_path):
     resumed, second = fitted("resumed", str(tmp_path / "part.ckpt"))
     assert_same(weights(resumed), weights(model))
     assert_same(tensors(second), tensors(optimizer))
+
+
+class Small:
+    """What Lightning's tuner and fine-tuning need of a module, for two layers."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make, self.lr, self.batch_size = make, 0.01, 4
+        self.backbone, self.head = torch.nn.Linear(6, 8), torch.nn.Linear(8, 3)
+
+    def training_step(self, batch, _):
+        return torch.nn.functional.cross_entropy(self.head(self.backbone(batch[0])), batch[1])
+
+    def configure_optimizers(self):
+        return self.make(self)
+
+    def train_dataloader(self):
+        generator = torch.Generator().manual_seed(0)
+        data = torch.randn(16, 6, generator=generator), torch.randint(3, (16,), generator=generator)
+        return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data), batch_size=self.batch_size)
+
+
+def lr_find(tuner, module, trainer, folder):
+    tuner.Tuner(trainer("tuned")).lr_find(module(), num_training=8)
+
+
+def scale_batch_size(tuner, module, trainer, folder):
+    tuner.Tuner(trainer("scaled")).scale_batch_size(module(), max_trials=2)
+
+
+def fine_tuned(tuner, module, trainer, folder):
+    """A backbone that joins at epoch 1 as one group, and is resumed; not to the same weights, by AdamW neither."""
+    from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
+
+    whole = module()
+    checkpoint = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+    trainer("whole", callbacks=[BackboneFinetuning(1), checkpoint]).fit(whole)
+    assert len(whole.optimizers().param_groups) == len(module().configure_optimizers().param_groups) + 1
+    resumed = module()
+    trainer("resumed", callbacks=[BackboneFinetuning(1)]).fit(resumed, ckpt_path=str(folder / "epoch=1.ckpt"))
+    first, second = (m.optimizers().state_dict() for m in (whole, resumed))
+    assert [g["params"] for g in second["param_groups"]] == [g["params"] for g in first["param_groups"]]
+    assert [g["step"] for g in second["param_groups"]] == [g["step"] for g in first["param_groups"]]
+    assert [s.keys() for s in second["state"].values()] == [s.keys() for s in first["state"].values()]
+    assert all(p.isfinite().all() for p in resumed.parameters())
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice, and its use of torch
+@pytest.mark.parametrize("task", [lr_find, scale_batch_size, fine_tuned])
+@pytest.mark.parametrize("routed", [True, False])
+def test_tools_of_lightning(tmp_path, monkeypatch, task, routed):
+    lightning = pytest.importorskip("lightning", reason="lightning is not installed")
+    from lightning.pytorch import tuner
+
+    monkeypatch.chdir(tmp_path)
+    Module = type("Module", (Small, lightning.LightningModule), {})
+
+    def made(model):
+        free = [p for p in model.parameters() if p.requires_grad]
+        return LowRankMuon(param_groups(model) if routed else free, lr=model.lr)
+
+    def module():
+        torch.manual_seed(0)
+        return Module(made)
+
+    def trainer(folder, **options):
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        return lightning.Trainer(
+            default_root_dir=tmp_path / folder, accelerator="cpu", max_epochs=3, **quiet, **options
+        )
+
+    task(tuner, module, trainer, tmp_path)

@@ -1,11 +1,13 @@
 """What the optimizer classes are made of: routes, options, errors, what they count and note."""
 
 import hashlib
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_update import ALL, NAN, SHAPES, assert_close, decayed, gradients, parameters, random, run
@@ -122,6 +124,89 @@ def test_keys_of_others_are_kept_and_change_nothing(extra):
     run(Muon([q]), [q], gradients(SHAPES[:1]))
     assert optimizer.param_groups[0][extra] == 0.5
     assert torch.equal(p, q)
+
+
+GROUPS = [[5], [2, 3], [1, 1, 3]]
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("sizes", GROUPS, ids=str)
+@pytest.mark.parametrize("named", [True, False])
+def test_a_group_of_the_caller_stays_one_group(kind, sizes, named):
+    params = parameters(MIXED)
+    items = iter([(f"p{i}", p) for i, p in enumerate(params)] if named else params)
+    optimizer = kind([{"params": [next(items) for _ in range(size)], "lr": 0.1 * size} for size in sizes])
+    assert [len(group["params"]) for group in optimizer.param_groups] == sizes
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1 * size for size in sizes]
+    assert all(p is q for p, q in zip([p for g in optimizer.param_groups for p in g["params"]], params, strict=True))
+    optimizer.add_param_group({"params": [("new", matrix()), ("bias", matrix(8))] if named else [matrix(), matrix(8)]})
+    assert len(optimizer.param_groups) == len(sizes) + 1
+
+
+@pytest.mark.parametrize("tensor", [False, True])
+@pytest.mark.parametrize(
+    ("lr", "own", "factor"), [(0.5, 0.25, 0.5), (0.5, None, 1.0), (0.0, 0.25, 1.0), (0.0, None, 1.0)]
+)
+def test_the_rate_of_adamw_follows_that_of_the_group(lr, own, factor, tensor):
+    """Also of groups that are added, with a rate of their own; but for those that are AdamW's."""
+    first, later, other = matrix(8), matrix(8), matrix(8)
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in (first, later, other)]
+    lr = torch.tensor(lr, dtype=torch.float64) if tensor else lr
+    optimizer = Muon([first], lr, adamw={} if own is None else {"lr": own})
+    optimizer.param_groups[0]["lr"] = 0.125
+    optimizer.add_param_group({"params": later, "lr": 0.375})
+    optimizer.add_param_group({"params": other, "algorithm": "adamw"})
+    rates = [0.125 * factor, 0.375 * factor, lr if own is None else own]
+    reference = torch.optim.AdamW([{"params": [p], "lr": rate} for p, rate in zip(theirs, rates, strict=True)])
+    given = gradients([(8,)] * 3)
+    run(optimizer, [first, later, other], given)
+    run(reference, theirs, given)
+    assert all(torch.equal(p, q) for p, q in zip((first, later, other), theirs, strict=True))
+
+
+NUMPY = {
+    "lr": np.logspace(-3, -1, 3)[1],
+    "rank": np.int64(2),
+    "momentum": np.float32(0.5),
+    "tail": np.float64(1),
+    "seed": np.int64(1),
+    "n_iter": np.uint8(1),
+    "weight_decay": np.asarray(0.5),
+    "nesterov": np.bool_(False),
+    "adamw": {"lr": np.float64(1e-3), "betas": (np.float32(0.5), np.float64(0.5)), "amsgrad": np.bool_(True)},
+    "view": {"splits": np.int64(2), "transposed": np.bool_(False)},
+}
+
+
+@pytest.mark.parametrize("where", ["constructor", "group", "rank function"])
+@pytest.mark.parametrize("name", NUMPY)
+def test_numbers_of_numpy_are_stored_as_pythons(name, where):
+    """So that a checkpoint is read with weights_only=True."""
+    options = {name: NUMPY[name]}
+    params = parameters([(12, 8), (8,)])
+    if where == "rank function":
+        optimizer = LowRankMuon(
+            params, rank=lambda t: np.clip(np.float32(0.5) if name == "lr" else np.int64(6 - t), 0, 4)
+        )
+    elif where == "group" or name == "view":
+        optimizer = LowRankMuon([{"params": params, **(NUMPY["adamw"] if name == "adamw" else options)}])
+    else:
+        optimizer = LowRankMuon(params, **options)
+    run(optimizer, params, gradients([(12, 8), (8,)]))
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    optimizer.load_state_dict(state)
+    if name in state["param_groups"][0] and where == "constructor":
+        assert state["param_groups"][0][name] == pytest.approx(options[name]) or name == "view"
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("algorithm", ["auto", "orthogonal", "adamw"])
+def test_a_parameter_without_a_shape_says_to_run_the_model_once(kind, algorithm):
+    with pytest.raises(ShapeError, match="run the model once"):
+        kind([{"params": torch.nn.UninitializedParameter(), "algorithm": algorithm}])
 
 
 # Arguments -------------------------------------------------------------------------------------------------------
@@ -320,6 +405,20 @@ def test_nothing_skipped_is_zero():
     for optimizer in (Muon([matrix()]), Muon([matrix(8)])):
         assert int(optimizer.skipped()) == 0
         assert not optimizer.skipped().is_floating_point()
+
+
+@pytest.mark.parametrize("note", [1, "text", 2.5, None, torch.ones(2), [1, 2]])
+def test_what_a_hook_leaves_in_the_state_disturbs_nothing(note):
+    params = parameters(MIXED)
+    optimizer = Muon(params)
+    optimizer.state["note"] = note
+    if isinstance(note, int | float | str):
+        optimizer.state[params[0]]["note"] = note
+    run(optimizer, params, gradients(MIXED))
+    assert int(optimizer.skipped()) == 0
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.state["note"] is note or torch.equal(torch.tensor(optimizer.state["note"]), torch.tensor(note))
+    assert optimizer.state[params[0]].get("note", note) is note
 
 
 def test_skipped_matrices_of_all_groups_are_counted():

@@ -637,3 +637,135 @@ def test_state_is_there_from_the_start_and_has_its_keys_for_good():
         run(optimizer, params, gradients())
         assert [set(optimizer.state[p]) for p in params] == keys
         assert set(optimizer.state) == set(params)
+
+
+# A step is whole or nothing --------------------------------------------------------------------------------------
+
+
+def without_state(optimizer):
+    optimizer.state.clear()
+
+
+def another_dict(optimizer):
+    optimizer.state = {}
+
+
+def replaced(optimizer):
+    for group in optimizer.param_groups:
+        group["params"][:] = [torch.nn.Parameter(p.detach().clone()) for p in group["params"]]
+
+
+def appended(optimizer):
+    optimizer.param_groups[0]["params"] += parameters([(5, 4), (3,)])
+
+
+def more_momentum(optimizer):
+    optimizer.param_groups[0].update(momentum=0.9, diagnostics=True, amsgrad=True)
+
+
+@every_kind
+@pytest.mark.parametrize("change", [without_state, another_dict, replaced, appended, more_momentum])
+@pytest.mark.parametrize("saved", [False, True])
+def test_state_that_is_missing_is_made_when_a_step_needs_it(kind, change, saved):
+    """And before it is saved, so that it can be loaded."""
+    params = parameters(MIXED)
+    optimizer = kind(params)
+    run(optimizer, params, gradients(MIXED, steps=2))
+    change(optimizer)
+    params = optimizer.param_groups[0]["params"]
+    if saved:
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    before = copy.deepcopy(params)
+    run(optimizer, params, gradients([tuple(p.shape) for p in params], steps=2))
+    assert not any(torch.equal(p, q) for p, q in zip(params, before, strict=True))
+    fresh = kind(parameters([tuple(p.shape) for p in params]), diagnostics=optimizer.param_groups[0]["diagnostics"])
+    fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert int(fresh.skipped()) == 0
+
+
+@every_kind
+@pytest.mark.parametrize("first", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("second", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("stepped", [False, True])
+def test_parameters_that_are_cast_later_train_on_with_their_small_steps(kind, first, second, stepped):
+    """As if they had been made so, when the optimizer has not yet stepped; and the state goes into such a one."""
+    given = gradients(MIXED, second, steps=30)
+    params = parameters(MIXED, first)
+    optimizer = kind(params, lr=1e-4, weight_decay=0.0)
+    if stepped:
+        run(optimizer, params, gradients(MIXED, first, steps=1))
+    for p in params:
+        p.grad, p.data = None, p.data.to(second)
+    others = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    other = kind(others, lr=1e-4, weight_decay=0.0)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    run(optimizer, params, given)
+    run(other, others, given)
+    assert same(params, others)
+    assert all(p.dtype == second for p in params)
+
+
+def spoiled(reason, optimizer):
+    """Something that AdamW or the matrices refuse, in the last group."""
+    matrix, vector = optimizer.param_groups[-1]["params"]
+    if reason == "sparse matrix":
+        matrix.grad = matrix.grad.to_sparse()
+    elif reason == "sparse vector":
+        vector.grad = vector.grad.to_sparse()
+    elif reason == "gradient of another dtype":
+        vector.data = vector.data.double()
+    elif reason == "matrix of another dtype than its gradient":
+        matrix.data = matrix.data.double()
+    elif reason == "moment of another shape":
+        optimizer.state[vector]["exp_avg"] = torch.zeros(3)
+    elif reason == "momentum of another shape":
+        optimizer.state[matrix]["momentum"] = torch.zeros(3, 3)
+    elif reason == "tensor rate with foreach":
+        optimizer.param_groups[-1].update(lr=torch.tensor(0.1), foreach=True)
+    elif reason == "capturable on the host":
+        optimizer.param_groups[-1]["capturable"] = True
+    elif reason == "rank":
+        optimizer.param_groups[-1]["rank"] = 0
+    elif reason == "view":
+        optimizer.param_groups[-1]["view"] = {"splits": 7}
+    elif reason == "not finite":
+        optimizer.param_groups[-1]["nonfinite"] = "raise"
+        matrix.grad[0, 0] = NAN
+
+
+REASONS = [
+    "sparse matrix", "sparse vector", "gradient of another dtype", "matrix of another dtype than its gradient",
+    "moment of another shape", "momentum of another shape", "tensor rate with foreach", "capturable on the host",
+    "rank", "view", "not finite",
+]  # fmt: skip
+
+
+@every_kind
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_step_that_is_refused_has_changed_nothing(kind, reason):
+    shapes = [(12, 8), (8,)]
+    first, second = parameters(shapes, torch.float32), parameters(shapes, torch.float32)
+    optimizer = kind([{"params": first}, {"params": second}])
+    given = gradients(shapes + shapes, torch.float32)
+    run(optimizer, first + second, given[:2])
+    for p, g in zip(first + second, given[2], strict=True):
+        p.grad = g
+    spoiled(reason, optimizer)
+    weights = copy.deepcopy(first + second)
+    state = copy.deepcopy([dict(optimizer.state[p]) for p in first + second])
+    with pytest.raises((RuntimeError, TypeError, ValueError, AssertionError)):
+        optimizer.step()
+    assert same(first + second, weights)
+    assert [group["step"] for group in optimizer.param_groups] == [2, 2]
+    for p, kept in zip(first + second, state, strict=True):
+        assert all(torch.equal(optimizer.state[p][key], value) for key, value in kept.items())
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_under_autocast_is_the_step_outside(kind, dtype):
+    plain, mine, given = parameters(MIXED, dtype), parameters(MIXED, dtype), gradients(MIXED, dtype)
+    run(kind(plain), plain, given)
+    with torch.autocast("cpu", torch.bfloat16):
+        run(kind(mine), mine, given)
+    assert same(mine, plain)

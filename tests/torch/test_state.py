@@ -5,6 +5,8 @@ import io
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+import torch.distributed.checkpoint.state_dict as dsd
 from test_protocol import every_kind, same, snapshot
 from test_update import ALL, NAN, decayed, gradients, parameters, run
 
@@ -390,3 +392,169 @@ def test_a_refused_state_says_what_differs():
     del state["state"][1]
     with pytest.raises(OptionError, match=r"groups of \[1, 1, 2\] parameters.*\[2, 1, 2\]"):
         optimizer.load_state_dict(state)
+
+
+# What torch's rules allow ----------------------------------------------------------------------------------------
+
+
+def renamed(state, prefix):
+    for group in state["param_groups"]:
+        group["param_names"] = [f"{prefix}{name}" for name in group["param_names"]]
+
+
+def by_name(state):
+    """As torch.distributed.checkpoint hands it over."""
+    names = {i: f"p{i}" for i in range(len(SHAPES))}
+    state["state"] = {names[i]: value for i, value in state["state"].items()}
+    for group in state["param_groups"]:
+        group["params"] = [names[i] for i in group["params"]]
+
+
+def plain_steps(state):
+    for i in (3, 4):
+        put(entry(state, i), step=float(entry(state, i)["step"]))
+
+
+def without(*keys):
+    return lambda s: [group.pop(key) for group in s["param_groups"] for key in keys]
+
+
+ALLOWED = {
+    "names as keys": by_name,
+    "names of a wrapped model": lambda s: renamed(s, "module."),
+    "names of a compiled model": lambda s: renamed(s, "_orig_mod."),
+    "no names": without("param_names"),
+    "steps as numbers": plain_steps,
+    "steps in double": lambda s: [put(entry(s, i), step=entry(s, i)["step"].double()) for i in (3, 4)],
+    "steps as integers": lambda s: [put(entry(s, i), step=entry(s, i)["step"].long()) for i in (3, 4)],
+    "no maximize": without("maximize", "adamw_maximize"),
+    "fewer options of AdamW": without("foreach", "fused", "capturable", "differentiable", "amsgrad"),
+    "no algorithm, view or counter": without("algorithm", "view", "scheduled_rank"),
+    "no options at all but the counter": lambda s: put(
+        s, param_groups=[{key: group[key] for key in ("params", "step")} for group in s["param_groups"]]
+    ),
+    "more options": lambda s: [put(group, swa_lr=0.1, initial_lr=0.1) for group in s["param_groups"]],
+    "no fading": lambda s: [entry(s, i).pop("fading") for i in range(3)],
+}
+
+
+@every_kind
+@pytest.mark.parametrize("change", ALLOWED.values(), ids=ALLOWED)
+def test_what_torch_allows_is_loaded_and_goes_on_bit_for_bit(kind, change):
+    given = gradients(SHAPES, torch.float32)
+    params, optimizer = made(kind)
+    run(optimizer, params, given[:3])
+    state = copy.deepcopy(optimizer.state_dict())
+    if change is not ALLOWED["no fading"] or "Muon" in kind.__name__:
+        change(state)
+    others, other = made(kind)
+    with torch.no_grad():
+        for p, q in zip(others, params, strict=True):
+            p.copy_(q)
+    other.load_state_dict(state)
+    assert [group["params"] for group in other.state_dict()["param_groups"]] == [[0, 1], [2], [3, 4]]
+    run(other, others, given[3:])
+    run(optimizer, params, given[3:])
+    assert same(others, params)
+
+
+@pytest.mark.parametrize("missing", [[0], [3], [2, 3, 4], [0, 1, 2, 3, 4]], ids=str)
+def test_state_that_is_missing_is_made_anew(missing):
+    given = gradients(SHAPES, torch.float32)
+    params, optimizer = made(LowRankMuon)
+    fresh = copy.deepcopy(optimizer.state_dict())["state"]
+    run(optimizer, params, given[:2])
+    state = copy.deepcopy(optimizer.state_dict())
+    for i in missing:
+        del state["state"][i]
+    optimizer.load_state_dict(state)
+    after = optimizer.state_dict()["state"]
+    assert equal(after, {i: fresh[i] if i in missing else state["state"][i] for i in range(len(SHAPES))})
+    run(optimizer, params, given[2:])
+
+
+def test_every_tensor_of_a_state_is_checked():
+    """Each key: missing, in another dtype, without values and in another shape."""
+    params, optimizer = made(LowRankMuon, torch.bfloat16, diagnostics=True, adamw={"amsgrad": True})
+    run(optimizer, params, gradients(SHAPES, torch.bfloat16))
+    whole = copy.deepcopy(optimizer.state_dict())
+    anew = {"fading", "master", "diagnostics", "max_exp_avg_sq"}
+    for i in (0, 2, 3):
+        for key, value in whole["state"][i].items():
+            for bad in (None, value.to(torch.int16), value.to("meta"), torch.zeros(*value.shape, 2, dtype=value.dtype)):
+                state = copy.deepcopy(whole)
+                if bad is None:
+                    del state["state"][i][key]
+                else:
+                    state["state"][i][key] = bad
+                fine = key in anew if bad is None else key == "step" and bad.dtype == torch.int16
+                if fine:
+                    optimizer.load_state_dict(state)
+                    assert optimizer.state[params[i]][key].dtype == value.dtype
+                else:
+                    assert_refused(optimizer, params, state)
+    optimizer.load_state_dict(whole)
+    assert equal(optimizer.state_dict(), whole)
+
+
+FORMS = {
+    "default": {},
+    "full": {"full_state_dict": True},
+    "full, on the host": {"full_state_dict": True, "cpu_offload": True},
+    "flat": {"flatten_optimizer_state_dict": True},
+}
+
+
+@every_kind
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("saved", ["in memory", "on disk"])
+@pytest.mark.filterwarnings("ignore")  # torch's own, of torch.distributed without processes
+def test_distributed_checkpoints(kind, form, saved, tmp_path):
+    """Without processes: got, saved and loaded in place, and set in a fresh model; it goes on bit for bit."""
+    options = dsd.StateDictOptions(**form)
+
+    def fresh():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Linear(8, 4))
+        groups = [{"params": model[0].parameters()}, {"params": model[1].parameters(), "lr": 0.05}]
+        return model, kind(groups, **decayed())
+
+    def train(model, optimizer, start):
+        for t in range(start, start + 3):
+            optimizer.zero_grad()
+            model(torch.randn(5, 6, generator=torch.Generator().manual_seed(t))).square().mean().backward()
+            optimizer.step()
+        optimizer.zero_grad()
+
+    model, optimizer = fresh()
+    train(model, optimizer, 0)
+    state = dsd.get_optimizer_state_dict(model, optimizer, options=options)
+    other, target = fresh()
+    other.load_state_dict(model.state_dict())
+    if saved == "on disk":
+        dcp.save({"o": state}, checkpoint_id=tmp_path, no_dist=True)
+        there = {"o": dsd.get_optimizer_state_dict(other, target, options=options)}
+        dcp.load(there, checkpoint_id=tmp_path, no_dist=True)
+        state = there["o"]
+    dsd.set_optimizer_state_dict(other, target, copy.deepcopy(state), options=options)
+    assert equal(target.state_dict()["state"], optimizer.state_dict()["state"])
+    train(model, optimizer, 3)
+    train(other, target, 3)
+    assert same(other.parameters(), model.parameters())
+
+
+@every_kind
+@pytest.mark.parametrize("tensor", [False, True])
+def test_an_initializing_step_changes_and_counts_nothing(kind, tensor):
+    """Rates and gradients of zero, by which tools have state made."""
+    params, optimizer = made(kind)
+    run(optimizer, params, gradients(SHAPES, torch.float32))
+    weights, before = copy.deepcopy(params), copy.deepcopy(optimizer.state_dict())
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(0.0) if tensor else 0.0
+    run(optimizer, params, [[torch.zeros_like(p) for p in params]])
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    assert same(params, weights)
+    assert equal(optimizer.state_dict(), before)

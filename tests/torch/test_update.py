@@ -339,6 +339,78 @@ def test_a_zero_gradient_is_no_step(kind, scale):
             assert_close(optimizer.state[p]["momentum"], 0.95 * m)
 
 
+FADING = [{}, {"momentum": 0.5}, {"nesterov": False}, {"momentum": 0.0}, {"scale": "nuclear"}, {"rank": 8}]
+
+
+@pytest.mark.parametrize("options", [*FADING, {"error_feedback": True}, {"warm_start": False}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_a_matrix_whose_gradient_has_become_zero_comes_to_rest(options, dtype):
+    """It still goes less than 1/(1 - beta) steps of the length of the last one; an idle expert among others too."""
+    w, experts = parameters([(8, 8), (3, 8, 6)], dtype)
+    groups = [{"params": [w]}, {"params": [experts], "view": {"batch_ndim": 1}}]
+    optimizer = LowRankMuon(groups, **{"lr": 0.01, "weight_decay": 0.0, "rank": 4, **options})
+    given = gradients([(8, 8), (3, 8, 6)], dtype, steps=3)
+    run(optimizer, [w, experts], given[:2])
+    before = [w.detach().clone(), experts[2].detach().clone()]
+    run(optimizer, [w, experts], given[2:])
+    start = [w.detach().clone(), experts[2].detach().clone()]
+    lengths = [torch.linalg.matrix_norm(b - a) for a, b in zip(before, start, strict=True)]
+    dead = [torch.zeros_like(w), torch.cat([given[0][1][:2], torch.zeros_like(experts[2:])])]
+    run(optimizer, [w, experts], [dead] * 40)
+    middle = [w.detach().clone(), experts[2].detach().clone()]
+    run(optimizer, [w, experts], [dead] * 40)
+    most = 1 / (1 - optimizer.param_groups[0]["momentum"])
+    for x, m, a, one in zip([w, experts[2]], middle, start, lengths, strict=True):
+        # the direction may be a little longer than the last one: its singular values are all about one
+        assert torch.linalg.matrix_norm(x.detach() - a) <= 1.05 * most * one
+        assert torch.linalg.matrix_norm(x.detach() - m) <= 0.2 * most * one  # 0.95^40 = 0.13
+    alive = experts[:2].detach().clone()
+    run(optimizer, [w, experts], [dead])
+    assert not torch.equal(experts[:2], alive)
+
+
+@pytest.mark.parametrize("gradient", ["zero", "one entry", "smallest", "dead first row"])
+@pytest.mark.parametrize("options", [{}, {"error_feedback": True}, {"momentum": 0.0}], ids=str)
+def test_fading_is_that_of_the_stepper(gradient, options):
+    """Also that no gradient is taken for zero that is not."""
+    params, given = parameters(dtype=torch.float64), gradients()
+    last = {
+        "zero": torch.zeros_like,
+        "one entry": lambda g: torch.zeros_like(g).index_put(
+            (torch.tensor(-1), torch.tensor(-1)), torch.tensor(1.0).double()
+        ),
+        "smallest": lambda g: torch.zeros_like(g).fill_(5e-324),
+        "dead first row": lambda g: g * (torch.arange(g.shape[0]) > 0)[:, None],
+    }[gradient]
+    given[3:] = [[last(g) for g in gs] for gs in given[3:]]
+    optimizer = LowRankMuon(params, **decayed(**options))
+    assert_same_as_stepper(optimizer, params, given)
+    if "momentum" not in options:
+        beta = torch.tensor(0.95, dtype=torch.float32)
+        expected = float(beta**2) if gradient == "zero" else 1.0
+        assert all(float(optimizer.state[p]["fading"]) == pytest.approx(expected, rel=1e-6) for p in params)
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+@pytest.mark.parametrize("options", [{}, {"cautious": True}, {"diagnostics": True}, {"maximize": True}], ids=str)
+def test_complex_matrices_are_stepped_and_real_ones_among_them_as_real_ones(kind, dtype, options):
+    """A gradient with a phase gives the real step with that phase, by every optimizer with an exact direction."""
+    shapes = [(12, 8), (8,)]
+    real = torch.float32 if dtype == torch.complex64 else torch.float64
+    options = decayed(
+        **options, **({"rank": 8, "schedule": None} if "LowRank" in kind.__name__ else {"schedule": None})
+    )
+    plain, mine = parameters(shapes, real), [torch.nn.Parameter(1j * p.detach()) for p in parameters(shapes, real)]
+    given = gradients(shapes, real)
+    run(kind(plain, **options), plain, given)
+    optimizer = kind(mine, **options)
+    run(optimizer, mine, [[1j * g for g in gs] for gs in given])
+    assert mine[0].dtype == dtype
+    assert_close(mine[0].detach(), 1j * plain[0].detach(), 1e3 * torch.finfo(real).eps)
+    assert_close(mine[1].detach(), 1j * plain[1].detach(), 1e3 * torch.finfo(real).eps)
+
+
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("kind", [MSGD, LowRankMuon])
 def test_empty_matrices_are_harmless(kind, scale):
