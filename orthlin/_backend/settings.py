@@ -39,7 +39,7 @@ def own_settings(function: Callable[P, R]) -> Callable[P, R]:
     enter = settings
 
     def inside(*args: P.args, **kwargs: P.kwargs) -> R:
-        with enter(kwargs["like"] if "like" in kwargs else args[0] if args else None):
+        with enter(kwargs["like"] if "like" in kwargs else (args or (*kwargs.values(), None))[0]):
             return function(*args, **kwargs)
 
     # doctest finds the examples of functions whose globals are those of the module
