@@ -121,6 +121,15 @@ def non_negative(value: Any, name: str, below: float = math.inf) -> float:
     return number
 
 
+def hyperparameter(value: Any, name: str, below: float = math.inf) -> Any:
+    """`value` as a float in [0, below), or as it is if it is an array of one number, looked at only on the host."""
+    if isinstance(value, numbers.Real) or not be.is_number(value):
+        return non_negative(value, name, below)
+    if be.is_host(value):
+        non_negative(be.scalar(value), name, below)
+    return value
+
+
 def _number(value: Any) -> float:
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         with suppress(OverflowError):

@@ -201,7 +201,7 @@ def _refilled(xp: Any, W: Array, old: Array) -> Array:
     return W + old - be.gram(xp, W) @ old
 
 
-def faded(xp: Any, fading: Array | None, G: Array, beta: float, finite: Array) -> Array | None:
+def faded(xp: Any, fading: Array | None, G: Array, beta: Any, finite: Array) -> Array | None:
     """Next share of a full step that a matrix goes: one, and beta times as much in every step without a gradient.
 
     A momentum that only decays has the same direction for ever.  So the way that is still gone is at most
@@ -209,7 +209,8 @@ def faded(xp: Any, fading: Array | None, G: Array, beta: float, finite: Array) -
     """
     if fading is None:
         return None
-    return xp.where(finite, xp.where(be.nonzero(xp, G), xp.ones_like(fading), beta * fading), fading)
+    less = be.factor(xp, beta, fading) * fading
+    return xp.where(finite, xp.where(be.nonzero(xp, G), xp.ones_like(fading), less), fading)
 
 
 def real_product(xp: Any, x: Array, y: Array) -> Array:

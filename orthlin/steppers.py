@@ -33,7 +33,7 @@ class State(NamedTuple):
 
     Attributes
     ----------
-    step : int or array
+    step : int, or array of int32 for JAX
         Updates so far, skipped ones included.
     momentum, right : array, shapes (..., m, n) and (..., r, n), or None
         Momentum, in float32 at least, and the right factor that the next sketch starts from.
@@ -70,21 +70,21 @@ class _Rule(NamedTuple):
 
     recipe: Recipe
     lr: Any
-    momentum: float
+    momentum: Any
     nesterov: bool
-    weight_decay: float
+    weight_decay: Any
     cautious: bool
     error_feedback: bool
     nonfinite: str
 
 
 def muon(
-    lr: float | Callable[[Any], Any],
+    lr: float | Array | Callable[[Any], Any],
     *,
     rank: int | float | Callable[[Any], int | float] | None = None,
-    momentum: float = 0.95,
+    momentum: float | Array = 0.95,
     nesterov: bool = True,
-    weight_decay: float = 0.0,
+    weight_decay: float | Array = 0.0,
     cautious: bool = False,
     scale: str = "none",
     n_iter: int = 0,
@@ -100,16 +100,17 @@ def muon(
 
     Parameters
     ----------
-    lr : float or callable
-        Learning rate, or a function of the step (from 0) that gives it.
+    lr : float, array or callable
+        Learning rate, or a function of the step (from 0) that gives it.  An array, of shape (), is looked at on the
+        host only: it may be traced.
     rank : int, float, callable or None
         Rank of the direction: a number, a fraction of min(m, n), or a function of the step that gives either;
         at most min(m, n).  None, and ranks that reach min(m, n), orthogonalize in full.
-    momentum : float
+    momentum : float or array
         :math:`\beta` < 1 of the average :math:`M \leftarrow \beta M + (1 - \beta) G`, as in torch.optim.Muon and optax.
     nesterov : bool
         Orthogonalize :math:`\beta M + (1 - \beta) G` in place of M.
-    weight_decay : float
+    weight_decay : float or array
         Decoupled: X shrinks by the factor 1 - lr * weight_decay.
     cautious : bool
         Decay only the entries that the step moves towards zero as well.
@@ -170,9 +171,9 @@ def muon(
     >>> bool(np.linalg.norm(X - A) < 0.1 * np.linalg.norm(A))
     True
     """
-    check.non_negative(0.0 if callable(lr) else lr, "lr")
-    check.non_negative(momentum, "momentum", below=1)
-    check.non_negative(weight_decay, "weight_decay")
+    lr = lr if callable(lr) else check.hyperparameter(lr, "lr")
+    momentum = check.hyperparameter(momentum, "momentum", below=1)
+    weight_decay = check.hyperparameter(weight_decay, "weight_decay")
     check.option(nonfinite, "nonfinite", ("skip", "raise"))
     for name, value in {"nesterov": nesterov, "cautious": cautious, "error_feedback": error_feedback}.items():
         check.flag(value, name)
@@ -182,10 +183,10 @@ def muon(
 
 
 def msgd(
-    lr: float | Callable[[Any], Any],
+    lr: float | Array | Callable[[Any], Any],
     *,
     rank: int | float | Callable[[Any], int | float] | None = None,
-    weight_decay: float = 0.0,
+    weight_decay: float | Array = 0.0,
     scale: str = "none",
     n_iter: int = 0,
     sketch: str = "gaussian",
@@ -230,31 +231,26 @@ def msgd(
     >>> bool(np.linalg.norm(X - A) < 1e-6)
     True
     """
-    return muon(
-        lr,
-        rank=rank,
-        momentum=0.0,
-        nesterov=False,
-        weight_decay=weight_decay,
-        scale=scale,
-        n_iter=n_iter,
-        sketch=sketch,
-        warm_start=warm_start,
-        tail=tail,
-        schedule=schedule,
-        nonfinite=nonfinite,
-        seed=seed,
-    )
+    rest: dict[str, Any] = {"n_iter": n_iter, "sketch": sketch, "warm_start": warm_start, "tail": tail, "seed": seed}
+    rest |= {"scale": scale, "schedule": schedule, "nonfinite": nonfinite}
+    return muon(lr, rank=rank, momentum=0.0, nesterov=False, weight_decay=weight_decay, **rest)
 
 
 def _stepper(rule: _Rule) -> Stepper:
-    def init(X: Array, name: str = "") -> State:
-        xp = check.matrix(X, "X")
-        momentum = be.working(xp, xp.zeros_like(X)) if rule.momentum or rule.error_feedback else None
-        right = rule.recipe.first_right(xp, be.working(xp, X), name)
-        skipped = xp.zeros((*X.shape[:-2], 1, 1), dtype=xp.int32, device=be.device(X))
-        return State(0, momentum, right, skipped, None if momentum is None else xp.astype(skipped + 1, xp.float32))
+    # an array may hold zero, but is not looked at
+    remembers = rule.error_feedback or not isinstance(rule.momentum, float) or rule.momentum > 0
 
+    def init(X: Array, name: str = "") -> State:
+        X = be.filled(X)
+        xp = check.matrix(X, "X")
+        with be.settings(X):
+            momentum = be.working(xp, xp.zeros_like(X)) if remembers else None
+            right = rule.recipe.first_right(xp, be.working(xp, X), name)
+            skipped = xp.zeros((*X.shape[:-2], 1, 1), dtype=xp.int32, device=be.device(X))
+            fading = xp.astype(skipped + 1, xp.float32) if remembers else None
+            return State(be.counter(xp, X), momentum, right, skipped, fading)
+
+    @be.own_settings
     def update(G: Array, state: State, X: Array, name: str = "") -> tuple[Array, State]:
         xp = check.matrix(G, "G")
         check.companion(xp, X, "X", G, "G")
@@ -262,13 +258,14 @@ def _stepper(rule: _Rule) -> Stepper:
         if G.shape != X.shape:
             raise ShapeError(f"G: expected the shape of X, {tuple(X.shape)}, got {tuple(G.shape)}")
         G = be.convert(xp, G, be.working(xp, X).dtype)
-        M, U = _momentum(rule, state.momentum, G)
+        beta = be.factor(xp, rule.momentum, G)
+        M, U = _momentum(rule, beta, state.momentum, G)
         d = rule.recipe.direction(xp, U, state.right, state.step, name)
         if rule.nonfinite == "raise" and be.is_host(G) and not bool(xp.all(d.finite)):
             raise NonFiniteError("G: holds NaN or infinity; remove or replace them first")
         if rule.error_feedback:
             captured = U if d.Q is None else d.Q @ be.ldexp(xp, d.B, d.e)
-            M = U - (1 - rule.momentum) * captured
+            M = U - (1 - beta) * captured
         fading = faded(xp, state.fading, G, rule.momentum, d.finite)
         delta = _delta(xp, rule, d, state.step, be.working(xp, X), fading)
         M = None if M is None else xp.where(d.finite, M, state.momentum)
@@ -278,11 +275,10 @@ def _stepper(rule: _Rule) -> Stepper:
     return Stepper(init, update)
 
 
-def _momentum(rule: _Rule, M: Array | None, G: Array) -> tuple[Array | None, Array]:
+def _momentum(rule: _Rule, beta: Any, M: Array | None, G: Array) -> tuple[Array | None, Array]:
     """Next momentum, and what is orthogonalized."""
     if M is None:
         return None, G
-    beta = rule.momentum
     if rule.error_feedback:
         return M, M + (1 - beta) * G  # what it leaves is known once the direction is
     new = beta * M + (1 - beta) * G
@@ -291,7 +287,8 @@ def _momentum(rule: _Rule, M: Array | None, G: Array) -> tuple[Array | None, Arr
 
 def _delta(xp: Any, rule: _Rule, d: Direction, step: Any, X: Array, fading: Array | None) -> Array:
     """Return -lr (s O + weight_decay X), zero where the direction is not finite."""
-    lr, O = rule.lr(step) if callable(rule.lr) else rule.lr, d.dense()
+    lr = be.factor(xp, rule.lr(step) if callable(rule.lr) else rule.lr, X)
+    decay, O = be.factor(xp, rule.weight_decay, X), d.dense()
     O = O if fading is None else be.convert(xp, fading, O.dtype) * O
     decayed = xp.where(real_product(xp, O, X) > 0, X, xp.zeros_like(X)) if rule.cautious else X
-    return xp.where(d.finite, -lr * (d.length * O + rule.weight_decay * decayed), xp.zeros_like(X))
+    return xp.where(d.finite, -lr * (d.length * O + decay * decayed), xp.zeros_like(X))

@@ -17,7 +17,7 @@ from test_direction import EAGER, condition, direction, drawn, error, length, we
 from test_rangefinder import RANK, SHAPE, gaussian, with_spectrum
 
 from orthlin import _backend as be
-from orthlin import steppers
+from orthlin import schedules, steppers
 from orthlin._direction import SCALES, Recipe
 from orthlin.errors import (
     ArrayTypeError,
@@ -565,6 +565,27 @@ def test_a_bad_option_is_refused_by_name_when_it_is_given(make, name, value, kin
     with pytest.raises(kind, match=rf"^{name}: ") as caught:
         make(**({"lr": 0.1} | {name: value}))
     assert isinstance(caught.value, OrthlinError | ValueError)
+
+
+@pytest.mark.parametrize("xp", ["numpy", "torch:cpu", "jax:jit"], indirect=True)
+@pytest.mark.parametrize("form", [np.asarray, np.float32, torch.tensor], ids=["array", "scalar", "tensor"])
+def test_hyperparameters_may_be_arrays_of_any_dtype(xp, form):
+    """They leave the dtype of the parameter, and give what the number gives."""
+    Gs, X = problem(dtype="float32", steps=2)
+    values = {"lr": 0.25, "momentum": 0.5, "weight_decay": 0.125}
+    options = {"schedule": schedules.muon(), "cautious": True}
+    runs = (steppers.muon(**v, **options) for v in (values, {k: form(v) for k, v in values.items()}))
+    first, second = (updates(xp, stepper, Gs, X) for stepper in runs)
+    for (_, delta, state), (_, again, after) in zip(first, second, strict=True):
+        np.testing.assert_array_equal(delta, again)
+        np.testing.assert_array_equal(state.momentum, after.momentum)
+
+
+@pytest.mark.parametrize("value", [np.asarray(-0.1), np.asarray(np.nan), np.asarray([0.1]), torch.tensor(-1.0)])
+@pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay"])
+def test_an_array_on_the_host_is_looked_at(name, value):
+    with pytest.raises(OptionError, match=rf"^{name}: "):
+        steppers.muon(**({"lr": 0.1} | {name: value}))
 
 
 @pytest.mark.parametrize("value", ["no", 0, None])

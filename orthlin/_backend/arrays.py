@@ -1,6 +1,7 @@
 """Arrays: their namespace, device and dtype."""
 
 from functools import cache
+from numbers import Real
 from typing import Any, NamedTuple, cast
 
 import array_api_compat as compat
@@ -22,6 +23,34 @@ def bound_device(x: Array) -> Any:
     """Device that `x` must be used on, None if its library moves it to others (JAX, unless it was put there)."""
     where = device(x)
     return None if where is None or not getattr(x, "committed", True) else where
+
+
+def filled(x: Array) -> Array:
+    """Zeros in place of a bare shape and dtype of JAX, from which a state can be made as well; else `x`."""
+    if type(x).__name__ != "ShapeDtypeStruct":
+        return x
+    from jax.numpy import zeros
+
+    return zeros(x.shape, x.dtype, device=x.sharding)
+
+
+def counter(xp: Any, x: Array) -> Any:
+    """Zero to count from: an array if the library of `x` traces what it counts, else an int."""
+    return xp.zeros((), dtype=xp.int32) if compat.is_jax_array(x) else 0
+
+
+def is_number(x: Any) -> bool:
+    """Whether `x` is an array that holds one real number."""
+    return bool(
+        compat.is_array_api_obj(x) and x.ndim == 0 and namespace(x).isdtype(x.dtype, ("integral", "real floating"))
+    )
+
+
+def factor(xp: Any, value: Any, x: Array) -> Any:
+    """Real number, or array that holds one, as a factor of `x` that does not change its dtype."""
+    if isinstance(value, Real):
+        return float(value)
+    return xp.asarray(value, dtype=x.dtype, device=device(x))
 
 
 def is_dense(x: Array) -> bool:
