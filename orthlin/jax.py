@@ -3,8 +3,12 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from orthlin.errors import OptionError
-from orthlin.steppers import Stepper
+from orthlin import _backend as be
+from orthlin import _checks as check
+from orthlin.errors import OptionError, ShapeError
+from orthlin.steppers import State, Stepper
+
+Array = Any
 
 __all__ = ["GradientTransformation", "gradient_transformation"]
 
@@ -25,7 +29,7 @@ class GradientTransformation(NamedTuple):
 
 
 def gradient_transformation(stepper: Stepper) -> GradientTransformation:
-    """Apply a stepper to every leaf of a tree; the path of a leaf is its name.
+    """Apply a stepper to every leaf of a tree, to leaves of one shape and dtype as one stack.
 
     Parameters
     ----------
@@ -35,8 +39,23 @@ def gradient_transformation(stepper: Stepper) -> GradientTransformation:
     Returns
     -------
     GradientTransformation
-        Works with ``optax.chain``, ``optax.apply_updates`` and, for trees with leaves that are not
-        matrices, ``optax.partition``.
+        Works with ``optax.chain``, ``optax.apply_updates``, ``optax.inject_hyperparams`` and, for trees with
+        leaves that are not matrices, ``optax.partition``.  Its state is a :class:`orthlin.steppers.State` of
+        arrays only: `step` is one int32, `momentum` a tree like the parameters (empty without momentum), and
+        every other field holds a stack for each shape and dtype, by a key like ``"float32[4,3]"``.  Tools like
+        ``optax.tree_utils.tree_map_params`` therefore take the momentum for parameters, and nothing else.
+
+    Raises
+    ------
+    ArrayTypeError, DTypeError, ShapeError
+        By `init` and `update`, if a leaf is not a matrix, or its gradient has another shape.
+    OptionError
+        By `update`, if it is given no parameters.
+
+    Notes
+    -----
+    Random numbers are a function of the stepper's seed, the last two sizes of a leaf and the step: all matrices
+    of a shape share a draw.
 
     Examples
     --------
@@ -49,22 +68,86 @@ def gradient_transformation(stepper: Stepper) -> GradientTransformation:
     >>> {name: update.shape for name, update in updates.items()}
     {'a': (3, 3), 'b': (4, 2)}
     """
-    from jax import tree_util
+    import jax.numpy as jnp
+    from jax import tree
 
-    def named(tree: Any) -> tuple[list[str], list[Any], Any]:
-        leaves, structure = tree_util.tree_flatten_with_path(tree)
-        return [tree_util.keystr(path) for path, _ in leaves], [leaf for _, leaf in leaves], structure
+    def init(params: Any) -> State:
+        leaves, structure = _matrices(params, "params")
+        states = [stepper.init(X, _name(X)) for X in leaves]
+        momenta = [s.momentum for s in states if s.momentum is not None]
+        rest = [s._replace(momentum=None) for s in states]
+        stacks = {k: tree.map(lambda *x: jnp.stack(x), *(rest[i] for i in at)) for k, at in _groups(leaves).items()}
+        momentum = structure.unflatten(momenta) if len(momenta) == len(leaves) else ()
+        return _state(jnp.zeros((), jnp.int32), momentum, stacks)
 
-    def init(params: Any) -> Any:
-        names, leaves, structure = named(params)
-        return structure.unflatten([stepper.init(X, name) for name, X in zip(names, leaves, strict=True)])
-
-    def update(gradients: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, Any]:
+    def update(gradients: Any, state: State, params: Any = None, **_: Any) -> tuple[Any, State]:
         if params is None:
             raise OptionError("params: expected the tree of parameters, got None; pass it to update()")
-        names, leaves, structure = named(gradients)
-        before, values = structure.flatten_up_to(state), structure.flatten_up_to(params)
-        done = [stepper.update(*args) for args in zip(leaves, before, values, names, strict=True)]
-        return structure.unflatten([delta for delta, _ in done]), structure.unflatten([after for _, after in done])
+        given, structure = _matrices(gradients, "gradients")
+        leaves = list(map(jnp.asarray, structure.flatten_up_to(params)))
+        if [G.shape for G in given] != [X.shape for X in leaves]:
+            shapes = tuple([x.shape for x in side] for side in (leaves, given))
+            raise ShapeError(f"gradients: expected the shapes of params, {shapes[0]}, got {shapes[1]}")
+        momenta = structure.flatten_up_to(state.momentum) if tree.leaves(state.momentum) else None
+        deltas, moved, stacks = list(leaves), list(leaves), {}
+        for key, places in _groups(leaves).items():
+            G, X, M = (side and _stacked([side[i] for i in places]) for side in (given, leaves, momenta))
+            before = State(state.step, M, *(getattr(state, field).get(key) for field in _STACKED))
+            delta, stacks[key] = stepper.update(G, before, X, _name(X))
+            for side, stack in ((deltas, delta), (moved, stacks[key].momentum)):
+                for i, x in zip(places, () if stack is None else jnp.unstack(stack), strict=stack is not None):
+                    side[i] = x
+        momentum = state.momentum if momenta is None else structure.unflatten(moved)
+        return structure.unflatten(deltas), _state(state.step + 1, momentum, stacks)
 
     return GradientTransformation(init, update)
+
+
+_STACKED = State._fields[2:]  # what is no tree like the parameters
+
+
+def _matrices(tree: Any, name: str) -> tuple[list[Array], Any]:
+    """Leaves of a tree, each a stack of matrices of JAX, and its structure."""
+    import jax.numpy as jnp
+    from jax.tree_util import keystr, tree_flatten_with_path
+
+    leaves, structure = tree_flatten_with_path(tree)
+    arrays = [jnp.asarray(be.filled(leaf)) for _, leaf in leaves]
+    for (path, _), X in zip(leaves, arrays, strict=True):
+        check.matrix(X, name + keystr(path))
+    return arrays, structure
+
+
+def _name(X: Array) -> str:
+    """Name under which random numbers are drawn: all matrices of a shape share a draw."""
+    return "x".join(map(str, X.shape[-2:]))
+
+
+def _groups(leaves: list[Array]) -> dict[str, list[int]]:
+    """Places of the leaves of each shape and dtype."""
+    groups: dict[str, list[int]] = {}
+    for i, X in enumerate(leaves):
+        groups.setdefault(f"{X.dtype}[{','.join(map(str, X.shape))}]", []).append(i)
+    return groups
+
+
+def _stacked(arrays: list[Array]) -> Array:
+    import jax.numpy as jnp
+
+    with be.settings(arrays[0]):
+        return jnp.stack(arrays)
+
+
+def _state(step: Array, momentum: Any, stacks: dict[str, State]) -> State:
+    """State of a tree.
+
+    A field of a tree without leaves is an array, which is a prefix of every tree: for optax's tools, which find
+    parameters by the state of a tree without leaves, the field is none.
+    """
+    import jax.numpy as jnp
+
+    def by_key(field: str) -> Any:
+        found = {key: getattr(stack, field) for key, stack in stacks.items()}
+        return {k: x for k, x in found.items() if x is not None} if stacks else jnp.zeros((), jnp.int32)
+
+    return State(step, momentum, *map(by_key, _STACKED))
