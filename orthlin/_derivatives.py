@@ -9,9 +9,11 @@ from typing import Any
 
 from orthlin import _backend as be
 from orthlin._newton import newton_sign
+from orthlin._scaling import frobenius
 
 Array = Any
 Arrays = be.Arrays
+_NOISE = 8  # times n eps of the largest eigenvalue, what two rounded products leave of two that are zero
 
 
 def sylvester(xp: Any, N: Array, F: Array, *, hermitian: bool = True) -> Array:
@@ -42,7 +44,7 @@ def _by_eigenvalues(xp: Any, N: Array, F: Array) -> Array:
     s, V = be.eigh(xp, (N + be.adjoint(xp, N)) / 2)
     Vh = be.adjoint(xp, V)
     total = s[..., :, None] + s[..., None, :]
-    large = total > N.shape[-1] * be.eps(xp, N) * s[..., None, -1:]
+    large = total > _NOISE * N.shape[-1] * be.eps(xp, N) * s[..., None, -1:]
     inverse = xp.where(large, 1 / xp.where(large, total, 1), 0)
     return V @ (be.convert(xp, inverse, F.dtype) * (Vh @ F @ V)) @ Vh
 
@@ -156,8 +158,9 @@ def _truncated_tangent(xp: Any, C: Array, W: Array, dC: Array, r: int) -> Array:
         return polar_rule(xp, (C,), (W,), (dC,))[0]
     Wh = be.adjoint(xp, W)
     P, dP = (be.convert(xp, x, C.dtype) for x in _projector_tangent(xp, C, dC, r))
-    H = W @ be.adjoint(xp, C)
-    B = dC @ Wh
+    H, B = W @ be.adjoint(xp, C), dC @ Wh
+    # any positive number in place of the zeros, which would be divided by as rounding noise
+    H = H + be.convert(xp, be.constant(frobenius(xp, H)), H.dtype) * (be.eye_like(xp, H, H.shape[-1]) - P)
     Z = sylvester(xp, H, P @ (B - be.adjoint(xp, B)) @ P)
     rest = dP @ C + dC
     return Z @ W + sylvester(xp, H, 2 * P) @ (rest - (rest @ Wh) @ W) + dP @ W

@@ -58,8 +58,9 @@ def _ends_at_one(step: Odd) -> bool:
     return len(step) == _QUINTIC and sum(step) == 1
 
 
-def apply_square(xp: Any, X: Array, schedule: Schedule) -> Array:
-    """P(X/||X||_F) for square X: each polynomial in X^2 in place of X X^H."""
+def apply_square(xp: Any, X: Array, schedule: Schedule | None = None) -> Array:
+    """P(X/||X||_F) for square X: each polynomial in X^2 in place of X X^H; to convergence without a schedule."""
+    schedule = schedule or converging(be.eps(xp, X), be.eps(xp, X))
     if 0 in X.shape:
         return X
     _check(xp, X, schedule)

@@ -101,6 +101,7 @@ def lowrank_orth(
     rounding noise: they are left at zero.  Half precision is worked on in float32.  Where r, or the width of the test
     matrix, reaches min(m, n), nothing is sketched: it spans everything.
 
+    The derivative divides by sums of singular values, and by gaps between the squares of kept and dropped ones.
     Cost: 6 m n r flops for sketch, projection and result, O((m + n) r^2 + r^3) for the rest, and 4 m n r for a
     power iteration.  On devices 137 calls of the library, with tol 0.01 70, with 0.1 62; none of them waits.
 
@@ -148,8 +149,6 @@ def lowrank_orth_factors(
 ) -> LowRankOrth:
     """Orthogonalize G at rank r and return the two factors, which saves the last product.
 
-    Parameters, errors, limits and references are those of :func:`lowrank_orth`.
-
     Parameters
     ----------
     G : array, shape (..., m, n)
@@ -171,6 +170,7 @@ def lowrank_orth_factors(
 
     Notes
     -----
+    With oversampling, Q = B V with a basis B of the sketch and V^H dV = 0 for the derivative of V.
     Cost: 4 m n r flops for sketch and projection, O((m + n) r^2 + r^3) for the rest.
 
     Examples

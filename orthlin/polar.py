@@ -8,10 +8,10 @@ import numpy as np
 from orthlin import _backend as be
 from orthlin import _checks as check
 from orthlin._derivatives import polar_adjoint, polar_rule, sign_adjoint, sign_rule
-from orthlin._exact import aligned, eigh_unitary, svd_unitary
 from orthlin._newton import newton_sign
-from orthlin._polynomial import apply, apply_square, converging, reaching, separating
+from orthlin._polynomial import apply, apply_square, reaching
 from orthlin._scaling import unit_scale
+from orthlin._unitary import unitary
 from orthlin.errors import OptionError
 from orthlin.schedules import Schedule
 
@@ -47,9 +47,8 @@ def orthogonalize(
 ) -> Array:
     r"""Orthogonal polar factor of A, to working precision or by a polynomial schedule.
 
-    With the singular value decomposition :math:`A = U \Sigma V^H` the factor is :math:`U V^H`, the nearest
-    (semi-)orthogonal matrix.  A polynomial schedule replaces it by :math:`U p(\Sigma/s) V^H` with
-    :math:`p \approx 1` and s the Schatten norm :math:`\|A\|_{S4} = (\sum \sigma_i^4)^{1/4}`.
+    With :math:`A = U \Sigma V^H` the factor is :math:`U V^H`, the nearest (semi-)orthogonal matrix.  A polynomial
+    schedule makes it :math:`U p(\Sigma/s) V^H`, :math:`p \approx 1`, s the norm :math:`(\sum \sigma_i^4)^{1/4}`.
 
     Parameters
     ----------
@@ -92,6 +91,7 @@ def orthogonalize(
     Half precision is worked on in float32 without a schedule, to its own precision, and by NumPy; else a
     schedule multiplies in it.  By products only, in float32 53 to 41 of them from 8 x 8 to 4096 x 4096.
     The Schatten norm makes slopes larger than in `torch.optim.Muon` and optax, which divide by the Frobenius norm.
+    The derivative is that of :func:`polar`, finite where A is rank-deficient; a schedule's is that of its products.
     Cost with k = min(m, n) and l = max(m, n): a quintic step 4 k^2 l + 2 k^3 flops; the Gram form 4 k^2 l in
     all and 8 k^3 a step, and 4 k^2 l for each restart, which rounding makes necessary.
 
@@ -172,8 +172,9 @@ def polar(A: Array, /, *, side: str = "right", method: str = "auto") -> PolarRes
     Notes
     -----
     U has condition number 2/(s_n + s_(n-1)) for real square A, 1/s_n otherwise; H is always well conditioned.
-    The iteration starts with cubics that let no relative size of singular values shrink by more than three,
-    which is what makes it backward stable.
+    The derivative divides by sums of singular values alone, those above rounding noise; it takes an eigendecomposition
+    of H, which synchronises on torch's devices.
+    The iteration is backward stable as no step shrinks the relative size of a singular value by more than three.
 
     References
     ----------
@@ -238,6 +239,8 @@ def matrix_sign(A: Array, /, *, method: str = "newton", schedule: Schedule | Non
 
     Notes
     -----
+    The derivative costs as much as the sign; for singular A it is a SingularError on the host and NaN on devices.
+    A schedule of the caller is differentiated through its products.
     Cost: 2 n^3 flops a Newton step; on the host it ends at convergence, after about ten steps, on devices
     after 24 (float32: 17).  ||S^2 - I|| is about eps ||S||^2, the error eps times the condition number of S.
 
@@ -257,14 +260,12 @@ def matrix_sign(A: Array, /, *, method: str = "newton", schedule: Schedule | Non
     xp = check.matrix(A, "A", square=True)
     check.option(method, "method", ("newton", "newton_schulz"))
     X, _ = unit_scale(xp, be.working(xp, A), "A")
-    if method == "newton_schulz":
-        schedule = converging(be.eps(xp, X), be.eps(xp, X)) if schedule is None else schedule
-        S = apply_square(xp, X, schedule)
-    elif schedule is not None:
-        raise OptionError("schedule: method 'newton' takes none; choose 'newton_schulz'")
-    else:
-        (S,) = be.differentiable(xp, lambda X: newton_sign(xp, X), sign_rule, X, adjoint=sign_adjoint)
-    return be.convert(xp, S, A.dtype)
+    if schedule is not None:
+        if method == "newton":
+            raise OptionError("schedule: method 'newton' takes none; choose 'newton_schulz'")
+        return be.convert(xp, apply_square(xp, X, schedule), A.dtype)
+    way = partial(newton_sign, xp) if method == "newton" else lambda X: (apply_square(xp, X),)
+    return be.convert(xp, be.differentiable(xp, way, sign_rule, X, adjoint=sign_adjoint)[0], A.dtype)
 
 
 def _hermitian(xp: Any, H: Array) -> Array:
@@ -284,23 +285,6 @@ def _unitary(xp: Any, X: Array, method: str, line: float = 0.0, eps: float = 0.0
     """
     if 0 in X.shape:
         return X
-    made = partial(_factor, xp, method=method, line=line, eps=eps or be.eps(xp, X))
-    (U,) = be.differentiable(xp, lambda X: (made(X),), polar_rule, X, adjoint=polar_adjoint)
-    return U
-
-
-def _factor(xp: Any, X: Array, method: str, line: float, eps: float) -> Array:
-    """Factor of unit-scaled X, worked out tall: libraries factorize those two to three times faster."""
-    if X.shape[-2] < X.shape[-1]:
-        return be.adjoint(xp, _factor(xp, be.adjoint(xp, X), method, line, eps))
-    host = be.is_host(X)
-    if method not in ("auto", "svd") or (method == "auto" and not host):
-        form = "newton_schulz" if method == "auto" else method
-        if line:  # apply divides by up to k^(1/4) times the largest singular value
-            return apply(xp, X, separating(line / X.shape[-1] ** 0.25, eps), form)
-        return aligned(xp, X, apply(xp, X, converging(eps, eps), form))
-    wide = be.wide_dtype(xp, X) if method == "auto" else None
-    if wide is None:
-        return svd_unitary(xp, X, line)[0]
-    U, good = eigh_unitary(xp, be.convert(xp, X, wide), be.eps(xp, X), line)
-    return be.choose(xp, good, lambda: (be.convert(xp, U, X.dtype),), lambda: svd_unitary(xp, X, line))[0]
+    eps = eps or be.eps(xp, X)
+    made = be.differentiable(xp, lambda X: (unitary(xp, X, method, line, eps),), polar_rule, X, adjoint=polar_adjoint)
+    return made[0]

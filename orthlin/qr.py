@@ -69,6 +69,8 @@ def qr(A: Array, /, *, method: str = "auto") -> QRResult:
 
     Notes
     -----
+    The derivative is that of the factors whose diagonal of R keeps its signs; it exists where the leading min(m, n)
+    columns have full rank.  Elsewhere directions whose diagonal entry is rounding noise are left out.
     Cost for m >= n: Householder 4 m n^2 - 4/3 n^3 flops, CholeskyQR2 4 m n^2, shifted CholeskyQR3 6 m n^2.
 
     References
@@ -97,8 +99,6 @@ def qr(A: Array, /, *, method: str = "auto") -> QRResult:
 
 def thin_qr(xp: Any, X: Array, method: str = "auto") -> tuple[Array, ...]:
     """QR of matrices in a safe range, with its derivative."""
-    if 0 in X.shape:
-        return _factors(xp, X, method)
     return be.differentiable(xp, lambda X: _factors(xp, X, method), qr_rule, X)
 
 

@@ -21,6 +21,8 @@ def differentiable(xp: Any, function: Function, rule: Rule, *arrays: Array, adjo
     arrays, for a library that cannot transpose a rule made of primitives like this one; without it torch
     transposes the rule.  `function` must not close over traced arrays, and takes leading dimensions.
     """
+    if 0 in arrays[0].shape:
+        return function(*arrays)
     if compat.is_jax_array(arrays[0]):
         return _jax(xp, function, rule, arrays)
     if compat.is_torch_array(arrays[0]) and _torch_asks(arrays):
@@ -95,20 +97,31 @@ def _torch_function() -> Any:
         @staticmethod
         def backward(ctx: Any, *cotangents: Array) -> tuple[Any, ...]:
             arrays, outputs = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
-            if ctx.adjoint is not None:
-                return None, None, None, None, *ctx.adjoint(ctx.xp, arrays, outputs, cotangents)
-            zeros = map(torch.zeros_like, arrays)
-            _, transposed = torch.func.vjp(lambda *tangents: ctx.rule(ctx.xp, arrays, outputs, tangents), *zeros)
-            return None, None, None, None, *transposed(cotangents)
+            return None, None, None, None, *(ctx.adjoint or _transposed(ctx.rule))(ctx.xp, arrays, outputs, cotangents)
 
         @staticmethod
         def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Arrays, tuple[int, ...]]:
             xp, function, rule, adjoint, *arrays = inputs
-            stacked = (
-                x.expand(info.batch_size, *x.shape) if d is None else x.movedim(d, 0)
-                for x, d in zip(arrays, in_dims[4:], strict=True)
+            outputs = differentiable(
+                xp, function, rule, *_stacked(info.batch_size, in_dims[4:], arrays), adjoint=adjoint
             )
-            outputs = differentiable(xp, function, rule, *stacked, adjoint=adjoint)
             return outputs, (0,) * len(outputs)
 
     return Differentiable
+
+
+def _transposed(rule: Rule) -> Rule:
+    import torch
+
+    def adjoint(xp: Any, arrays: Arrays, outputs: Arrays, cotangents: Arrays) -> Arrays:
+        zeros = map(torch.zeros_like, arrays)
+        done: Arrays = torch.func.vjp(lambda *tangents: rule(xp, arrays, outputs, tangents), *zeros)[1](cotangents)
+        return done
+
+    return adjoint
+
+
+def _stacked(count: int, dims: tuple[Any, ...], arrays: list[Array]) -> list[Array]:
+    """Arrays of torch with the mapped axis, or one of copies, in front."""
+    pairs = zip(arrays, dims, strict=True)
+    return [x.expand(count, *x.shape) if d is None else x.movedim(d, 0) for x, d in pairs]
