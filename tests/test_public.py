@@ -46,7 +46,7 @@ RESULTS = {
     orthlin.PolarResult: ("U", "H"),
     orthlin.LowRankOrth: ("Q", "W"),
     orthlin.metrics.TailBound: ("bound", "failure_probability"),
-    orthlin.steppers.State: ("step", "momentum", "right", "skipped"),
+    orthlin.steppers.State: ("step", "momentum", "right", "skipped", "fading"),
     orthlin.steppers.Stepper: ("init", "update"),
 }
 

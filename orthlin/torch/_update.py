@@ -98,8 +98,8 @@ def update(pieces: list[Piece], recipe: Recipe, group: dict[str, Any]) -> None:
         ok = d.finite[rows]
         _remember(piece, U[rows], d, rows, ok, host and bool(ok.all()), group)
     lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
-    length = d.length if pieces[0].fading is None else d.length * _fading(pieces, d, group["momentum"])
-    delta = _scaled(d, (lr if group["maximize"] else -lr) * length)
+    factor = (lr if group["maximize"] else -lr) * d.length
+    delta = _scaled(d, factor if pieces[0].fading is None else factor * _fading(pieces, d, group["momentum"]))
     for piece, rows in slices:
         if piece.diagnostics is not None and known is not None:
             sizes = [torch.linalg.vector_norm(x, dim=(-2, -1)) for x in (delta[rows], piece.weight)]
