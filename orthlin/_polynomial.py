@@ -37,9 +37,8 @@ def apply(xp: Any, X: Array, schedule: Schedule, form: str, dtype: Any = None) -
         X = be.convert(xp, _divide(xp, X, frobenius(xp, X)), dtype)  # a Gram matrix in float16 would overflow
     error = _check(xp, X, schedule)
     S = be.gram(xp, X)
-    norm = be.working(xp, frobenius(xp, S)) * (1 + 4 * be.eps(xp, X))
-    norm = xp.where(norm > 0, norm, 1)  # before the root, whose derivative at zero is infinite
-    X, S = _divide(xp, X, xp.sqrt(norm)), _divide(xp, S, norm)
+    norm = _nonzero(xp, be.working(xp, frobenius(xp, S)) * (1 + 4 * be.eps(xp, X)))
+    X, S = (x / be.convert(xp, size, x.dtype) for x, size in ((X, xp.sqrt(norm)), (S, norm)))
     restarts = _restarts(schedule.steps, error, gram_noise(schedule.steps, schedule.interval))
     cheaper = not be.is_half(xp, X) and _gram_flops(X, schedule, restarts) < _plain_flops(X, schedule)
     if form == "gram_newton_schulz" or (form == "auto" and cheaper):
@@ -144,7 +143,12 @@ def rank_filter(line: float) -> Schedule:
 
 
 def _divide(xp: Any, X: Array, norm: Array) -> Array:
-    return X / be.convert(xp, xp.where(norm > 0, norm, 1), X.dtype)
+    return X / be.convert(xp, _nonzero(xp, norm), X.dtype)
+
+
+def _nonzero(xp: Any, norm: Array) -> Array:
+    """One in place of zero; in fewer calls than a selection."""
+    return norm + be.convert(xp, norm == 0, norm.dtype)
 
 
 def _horner(xp: Any, S: Array, higher: Sequence[float], *, hermitian: bool) -> tuple[float, Array]:

@@ -37,7 +37,7 @@ def in_range(xp: Any, x: Array, name: str, keep: int = be.KEEP) -> tuple[Array, 
     """
     if be.is_host(x) or be.flushes_subnormals(x):
         return unit_scale(xp, be.working(xp, x), name, keep=keep)[0], None
-    return x, be.safe_factor(xp, x)
+    return x, be.safe_factor(xp, x, keep)
 
 
 def times(x: Array, s: Array | None) -> Array:

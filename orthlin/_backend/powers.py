@@ -88,16 +88,17 @@ def _exponent(xp: Any, top: Array) -> Array:
     return xp.astype(xp.where(top > 0, e + 1, 0 * ones), xp.int32)
 
 
-def safe_factor(xp: Any, x: Array) -> Array:
+def safe_factor(xp: Any, x: Array, spare: int = KEEP) -> Array:
     """Power of two, (..., 1, 1), that takes the largest entry of `x` next to one; NaN where `x` is not finite.
 
-    It is cut to what is normal both ways with `KEEP` powers to spare.
+    It is cut to what is normal both ways with so many powers to spare; without any, only subnormal matrices are left
+    below one.
     """
     if 0 in x.shape:
         return xp.ones((*x.shape[:-2], 1, 1), dtype=working(xp, x).dtype, device=device(x))
     top = _largest(xp, x)
     kind = _layout(xp, top)
-    reach = kind.bias - 1 - KEEP
+    reach = kind.bias - 1 - spare
     if compat.is_torch_array(x):  # in the bits of the number itself: a few calls for a launch each
         field = 2 * kind.bias - 1 - (top.view(kind.integer) >> kind.fraction)
         power = (field.clamp(kind.bias - reach, kind.bias + reach) << kind.fraction).view(top.dtype)
