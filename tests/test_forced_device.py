@@ -1,0 +1,143 @@
+"""The device path on torch's values of the host, over the gallery, with exact and with rounded large products."""
+
+from contextlib import contextmanager
+from unittest import mock
+
+import numpy as np
+import pytest
+import test_lowrank
+import test_polar
+import torch
+from conftest import BACKENDS
+from gallery import DTYPES, FAMILIES, SHAPES, case, cases
+
+import orthlin
+from orthlin import _backend as be
+from orthlin._backend import arrays, linalg, powers
+
+SINGLE = ("float32", "complex64")
+EPS = np.finfo("float32").eps
+FAMILIES_LISTED = tuple(FAMILIES)
+DEEP = ((96, 32), (32, 96), (128, 128))
+cpu = BACKENDS["torch:cpu"]
+
+
+def no(x):
+    return False
+
+
+@contextmanager
+def forced():
+    """No array counts as one of the host."""
+    with (
+        mock.patch.object(be, "is_host", no),
+        mock.patch.object(arrays, "is_host", no),
+        mock.patch.object(linalg, "is_host", no),
+        mock.patch.object(powers, "is_host", no),
+    ):
+        yield
+
+
+device = type(cpu)("torch:device", cpu.asarray, cpu.to_numpy, forced)
+
+
+def gaussian(*shape, dtype="float32"):
+    return test_lowrank.gaussian(*shape, dtype=dtype, seed=5)
+
+
+@pytest.mark.parametrize("dtype", SINGLE)
+def test_low_rank_on_the_gallery(dtype):
+    given = cases(shapes=[s for s in SHAPES if min(s) < 128], dtypes=(dtype,))
+    assert list(test_lowrank.failures(device, given, lambda k: (k // 4, k))) == []
+
+
+@pytest.mark.parametrize("dtype", SINGLE)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_polar_on_the_gallery(side, dtype):
+    assert test_polar.failures(device, cases(dtypes=(dtype,)), side=side) == {}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", DEEP)
+def test_the_directions_of_polar_orthogonalize(shape, dtype):
+    """`orthogonalize` scales by another power of two; its result is the same to the last bit."""
+    for family in FAMILIES:
+        A = case(family, shape, dtype).A
+        O, U = (device.call(f, A) for f in (orthlin.orthogonalize, lambda A: orthlin.polar(A).U))
+        np.testing.assert_array_equal(O, U, err_msg=family)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, "bfloat16", "float16"])
+def test_powers_of_two_change_nothing(dtype):
+    """From subnormal numbers to near overflow."""
+    A = torch.randn(20, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    A = (A / 8).round(decimals=1) if dtype == "float16" else A  # a few bits, which survive where numbers are subnormal
+    A = A.to(getattr(torch, dtype))
+    info = torch.finfo(A.dtype)
+    low, high = round(np.log2(info.smallest_normal)) + 12, round(np.log2(info.max)) - 3
+    if dtype == "float16":
+        low, high = -2, 10
+    with forced():
+        for options in ({}, {"tol": 0.1}, {"schedule": orthlin.schedules.muon()}):
+            expected = orthlin.orthogonalize(A, **options)
+            for e in (low, -3, 1, high):
+                assert torch.equal(orthlin.orthogonalize(A * 2.0**e, **options), expected)
+
+
+def test_what_is_subnormal_is_orthogonalized():
+    A = torch.eye(4, 6) * 2.0**-149
+    A[1, 1] *= 3
+    with forced():
+        assert torch.equal(orthlin.orthogonalize(A).round(decimals=5), torch.eye(4, 6))
+
+
+@pytest.mark.parametrize("dtype", SINGLE)
+@pytest.mark.parametrize("shape", DEEP)
+def test_a_stack_equals_a_loop_and_one_bad_matrix_spoils_no_other(shape, dtype):
+    A = np.stack([case(family, shape, dtype).A for family in FAMILIES])
+    A[3, 1, 2] = np.nan
+    omega = gaussian(shape[1], 8, dtype=dtype)
+    for function, options in (
+        (orthlin.lowrank_orth, {"test_matrix": omega}),
+        (orthlin.lowrank_orth, {"test_matrix": omega, "tol": 0.01}),
+        (orthlin.orthogonalize, {}),
+        (orthlin.orthogonalize, {"tol": 0.1}),
+    ):
+        rank = (8,) if function is orthlin.lowrank_orth else ()
+        O = device.call(function, A, *rank, **options)
+        for i, matrix in enumerate(A):
+            alone = device.call(function, matrix, *rank, **options)
+            np.testing.assert_array_equal(O[i], alone, err_msg=FAMILIES_LISTED[i])
+            assert np.isnan(alone).all() == (i == 3)
+
+
+def rounded(bits):
+    """Products whose operands are rounded to so many bits: TensorFloat-32 has 11, bfloat16 8."""
+
+    def cut(x):
+        if x.is_complex():
+            return torch.complex(cut(x.real), cut(x.imag))
+        fraction, exponent = torch.frexp(x)
+        return torch.ldexp((fraction * 2**bits).round() / 2**bits, exponent)
+
+    def product(xp, a, b, dtype=None):
+        found = cut(a) @ cut(b)
+        return found if dtype is None else found.to(dtype)
+
+    return product
+
+
+@pytest.mark.parametrize("tol", [None, 0.1])
+@pytest.mark.parametrize("dtype", SINGLE)
+@pytest.mark.parametrize("bits", [11, 8])
+def test_rounded_large_products_leave_factors_partial_isometries(monkeypatch, bits, dtype, tol):
+    """No singular value above one, and where nothing is small, all of them one."""
+    monkeypatch.setattr(be, "large_product", rounded(bits))
+    for c in cases(shapes=DEEP, dtypes=(dtype,)):
+        for r in (4, min(c.A.shape) // 2):
+            omega = gaussian(c.A.shape[1], r, dtype=dtype)
+            for X in device.call(orthlin.lowrank_orth_factors, c.A, r, test_matrix=omega, tol=tol):
+                s = np.linalg.svd(X.astype(np.result_type(X, float)), compute_uv=False)
+                bound = 32 * EPS * r**0.5 if tol is None else tol
+                assert s[0] <= 1 + bound, c.id
+                assert tol or not c.full_rank or c.kappa > 1e2 or s[-1] >= 1 - bound, c.id
