@@ -31,13 +31,13 @@ def sylvester(xp: Any, N: Array, F: Array, *, hermitian: bool = True) -> Array:
         (N, _), (Z,), (dN, dF) = arrays, outputs, tangents
         return (sylvester(xp, N, dF - dN @ Z - Z @ dN, hermitian=hermitian),)
 
-    def adjoint(xp: Any, arrays: Arrays, outputs: Arrays, cotangents: Arrays) -> Arrays:
+    def transposed(xp: Any, arrays: Arrays, outputs: Arrays, cotangents: Arrays) -> Arrays:
         (N, _), (Z,), (cZ,) = arrays, outputs, cotangents
         cF = sylvester(xp, be.adjoint(xp, N), cZ, hermitian=hermitian)
         Zh = be.adjoint(xp, Z)
         return -(cF @ Zh + Zh @ cF), cF
 
-    return be.differentiable(xp, function, rule, N, F, adjoint=adjoint)[0]
+    return be.differentiable(xp, function, rule, N, F, adjoint=transposed, solves=lambda N, Z: N @ Z + Z @ N)[0]
 
 
 def _by_eigenvalues(xp: Any, N: Array, F: Array) -> Array:

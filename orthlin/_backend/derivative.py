@@ -13,18 +13,27 @@ Function = Callable[..., Arrays]
 Rule = Callable[[Any, Arrays, Arrays, Arrays], Arrays]
 
 
-def differentiable(xp: Any, function: Function, rule: Rule, *arrays: Array, adjoint: Rule | None = None) -> Arrays:
+def differentiable(
+    xp: Any,
+    function: Function,
+    rule: Rule,
+    *arrays: Array,
+    adjoint: Rule | None = None,
+    solves: Callable[[Array, Array], Array] | None = None,
+) -> Arrays:
     """`function(*arrays)`, a tuple, with a derivative where the library has derivatives and one can be asked for.
 
     `rule(xp, arrays, outputs, tangents)` is the tangents of the outputs, linear in those of the arrays, and
     differentiable itself.  `adjoint(xp, arrays, outputs, cotangents)` is its adjoint, the cotangents of the
     arrays, for a library that cannot transpose a rule made of primitives like this one; without it torch
-    transposes the rule.  `function` must not close over traced arrays, and takes leading dimensions.
+    transposes the rule.  Where `function(N, F)` is the solution Z of a linear equation `solves(N, Z)` = F, whose
+    transpose is that of N^T, JAX is told so: it transposes a rule by what is inside, and would differentiate that.
+    `function` must not close over traced arrays, and takes leading dimensions.
     """
     if 0 in arrays[0].shape:
         return function(*arrays)
     if compat.is_jax_array(arrays[0]):
-        return _jax(xp, function, rule, arrays)
+        return _jax(xp, function, rule, arrays, solves)
     if compat.is_torch_array(arrays[0]) and _torch_asks(arrays):
         done: Arrays = _torch_function().apply(xp, function, rule, adjoint, *arrays)
         return done
@@ -42,11 +51,15 @@ def constant(x: Array) -> Array:
     return x
 
 
-def _jax(xp: Any, function: Function, rule: Rule, arrays: Arrays) -> Arrays:
+def _jax(xp: Any, function: Function, rule: Rule, arrays: Arrays, solves: Any) -> Arrays:
     import jax
 
     if not any(isinstance(x, jax.core.Tracer) for x in arrays):
         return function(*arrays)
+    if solves is not None:
+        N, F = arrays
+        solve, transposed = (lambda _, F, N=N: function(N, F)[0] for N in (N, N.mT))
+        return (jax.lax.custom_linear_solve(lambda Z: solves(N, Z), F, solve, transposed),)
     primitive = jax.custom_jvp(function)
 
     def with_tangents(primals: Arrays, tangents: Arrays) -> tuple[Arrays, Arrays]:
@@ -113,12 +126,12 @@ def _torch_function() -> Any:
 def _transposed(rule: Rule) -> Rule:
     import torch
 
-    def adjoint(xp: Any, arrays: Arrays, outputs: Arrays, cotangents: Arrays) -> Arrays:
+    def by_torch(xp: Any, arrays: Arrays, outputs: Arrays, cotangents: Arrays) -> Arrays:
         zeros = map(torch.zeros_like, arrays)
         done: Arrays = torch.func.vjp(lambda *tangents: rule(xp, arrays, outputs, tangents), *zeros)[1](cotangents)
         return done
 
-    return adjoint
+    return by_torch
 
 
 def _stacked(count: int, dims: tuple[Any, ...], arrays: list[Array]) -> list[Array]:
