@@ -49,7 +49,7 @@ def apply(xp: Any, X: Array, schedule: Schedule, form: str, dtype: Any = None) -
         if i == last and _ends_at_one(step):
             # p(x) = x (1 + d_1 e + d_2 e^2) with e = 1 - x^2: next to one only the error of e counts
             S, step = be.eye_like(xp, X, X.shape[-2]) - S, (1.0, -step[1] - 2 * step[2], step[2])  # noqa: PLW2901
-        X = be.add_product(xp, step[0], X, *_horner(xp, S, step[1:], hermitian=True), X)
+        X = be.add_product(xp, step[0], X, *_higher(xp, S, step[1:], hermitian=True), X)
     return X
 
 
@@ -65,7 +65,7 @@ def apply_square(xp: Any, X: Array, schedule: Schedule | None = None) -> Array:
     _check(xp, X, schedule)
     X = _divide(xp, X, frobenius(xp, X) * (1 + 4 * be.eps(xp, X)))
     for c, *higher in schedule.steps:
-        X = be.add_product(xp, c, X, *_horner(xp, X @ X, higher, hermitian=False), X)
+        X = be.add_product(xp, c, X, *_higher(xp, X @ X, higher, hermitian=False), X)
     return X
 
 
@@ -100,7 +100,7 @@ def _terms(step: Odd, top: float, first: int = 0) -> float:
 
 @constant
 def _cancellation(steps: tuple[Odd, ...]) -> float:
-    """How much larger than their sum, at most, are the terms of a step that `_horner` rounds one by one.
+    """How much larger than their sum, at most, are the terms of a step that `_higher` rounds one by one.
 
     From degree 7 on, c_2 S + c_3 S^2 + ... is rounded before it is multiplied by S and cancels with c_1 S.
     """
@@ -151,7 +151,7 @@ def _nonzero(xp: Any, norm: Array) -> Array:
     return norm + be.convert(xp, norm == 0, norm.dtype)
 
 
-def _horner(xp: Any, S: Array, higher: Sequence[float], *, hermitian: bool) -> tuple[float, Array]:
+def _higher(xp: Any, S: Array, higher: Sequence[float], *, hermitian: bool) -> tuple[float, Array]:
     """Number a and matrix P with a P = c_1 S + c_2 S^2 + ... for the coefficients of order above one."""
     alpha, P = higher[-1], S
     for c in reversed(higher[:-1]):
@@ -167,7 +167,7 @@ def _gram_form(xp: Any, X: Array, S: Array, schedule: Schedule, restarts: frozen
         if i in restarts:
             X, Q = Q @ X, None
             S = be.gram(xp, X)
-        alpha, P = _horner(xp, S, higher, hermitian=True)
+        alpha, P = _higher(xp, S, higher, hermitian=True)
         Z = P if alpha == 1 else alpha * P
         Q = Z + c * be.eye_like(xp, X, X.shape[-2]) if Q is None else be.add_product(xp, c, Q, 1.0, Z, Q)
         if i + 1 < len(schedule) and i + 1 not in restarts:

@@ -21,7 +21,7 @@ class LowRankOrth(NamedTuple):
     Attributes
     ----------
     Q : array, shape (..., m, r)
-        Orthonormal columns.
+        Orthonormal columns; on devices some are shorter where the sketch has a rank below r.
     W : array, shape (..., r, n)
         Orthonormal rows, or a partial isometry where the projected block has a rank below r.
     """

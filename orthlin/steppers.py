@@ -92,6 +92,7 @@ def muon(
     warm_start: bool = False,
     error_feedback: bool = False,
     tail: float | str = 0.0,
+    tol: float | None = None,
     schedule: Schedule | None = None,
     nonfinite: str = "skip",
     seed: int = 0,
@@ -129,6 +130,8 @@ def muon(
     tail : float or "auto"
         :math:`\alpha`; "auto" is :math:`\sqrt{8 r / k}`.  With alpha = 1 the direction has the Frobenius norm of a full
         one, sqrt(k).
+    tol : float, optional
+        How far from one the singular values of a low-rank direction may be, as in :func:`orthlin.lowrank_orth`.
     schedule : Schedule, optional
         How a full direction is orthogonalized; to working precision if it is not given.
     nonfinite : {"skip", "raise"}
@@ -177,8 +180,8 @@ def muon(
     check.option(nonfinite, "nonfinite", ("skip", "raise"))
     for name, value in {"nesterov": nesterov, "cautious": cautious, "error_feedback": error_feedback}.items():
         check.flag(value, name)
-    how: dict[str, Any] = {"n_iter": n_iter, "sketch": sketch, "warm_start": warm_start, "tail": tail, "scale": scale}
-    recipe = Recipe(rank=rank, schedule=schedule, seed=seed, **how)
+    how: dict[str, Any] = {"n_iter": n_iter, "sketch": sketch, "warm_start": warm_start, "tail": tail, "tol": tol}
+    recipe = Recipe(rank=rank, scale=scale, schedule=schedule, seed=seed, **how)
     return _stepper(_Rule(recipe, lr, momentum, nesterov, weight_decay, cautious, error_feedback, nonfinite))
 
 
@@ -192,6 +195,7 @@ def msgd(
     sketch: str = "gaussian",
     warm_start: bool = False,
     tail: float | str = 0.0,
+    tol: float | None = None,
     schedule: Schedule | None = None,
     nonfinite: str = "skip",
     seed: int = 0,
@@ -204,7 +208,7 @@ def msgd(
 
     Parameters
     ----------
-    lr, rank, weight_decay, scale, n_iter, sketch, warm_start, tail, schedule, nonfinite, seed
+    lr, rank, weight_decay, scale, n_iter, sketch, warm_start, tail, tol, schedule, nonfinite, seed
         See :func:`muon`.
 
     Returns
@@ -232,7 +236,7 @@ def msgd(
     True
     """
     rest: dict[str, Any] = {"n_iter": n_iter, "sketch": sketch, "warm_start": warm_start, "tail": tail, "seed": seed}
-    rest |= {"scale": scale, "schedule": schedule, "nonfinite": nonfinite}
+    rest |= {"scale": scale, "tol": tol, "schedule": schedule, "nonfinite": nonfinite}
     return muon(lr, rank=rank, momentum=0.0, nesterov=False, weight_decay=weight_decay, **rest)
 
 

@@ -75,12 +75,13 @@ def test_the_stand_in_is_taken_for_cupy_and_refuses_what_waits(cupy):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CALLS)
 def test_nothing_is_read_and_a_result_is_that_of_its_device(cupy, name, dtype):
-    """On the second device of a machine, which is the current one."""
+    """On the second device of a machine, which is not the current one."""
     with Device(1):
         A, W = (cupy.asarray(sample(dtype, *shape)) for shape in ((M, N), (N, R)))
-        result = CALLS[name](A, W)
-        for x in result if isinstance(result, tuple) else (result,):
-            assert x.device == Device(1)
+    result = CALLS[name](A, W)
+    for x in result if isinstance(result, tuple) else (result,):
+        assert x.device == Device(1)
+        with Device(1):
             assert np.isfinite(x.values.astype(complex)).all()
 
 

@@ -57,16 +57,6 @@ def test_polar_on_the_gallery(side, dtype):
     assert test_polar.failures(device, cases(dtypes=(dtype,)), side=side) == {}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", DEEP)
-def test_the_directions_of_polar_orthogonalize(shape, dtype):
-    """`orthogonalize` scales by another power of two; its result is the same to the last bit."""
-    for family in FAMILIES:
-        A = case(family, shape, dtype).A
-        O, U = (device.call(f, A) for f in (orthlin.orthogonalize, lambda A: orthlin.polar(A).U))
-        np.testing.assert_array_equal(O, U, err_msg=family)
-
-
 @pytest.mark.parametrize("dtype", [*DTYPES, "bfloat16", "float16"])
 def test_powers_of_two_change_nothing(dtype):
     """From subnormal numbers to near overflow."""

@@ -46,7 +46,10 @@ LAYERS = (
     {"__init__"},
     {"__main__"},
 )
-ALGORITHMS = {"sketch", "_exact", "_newton", "_polynomial", "qr", "polar", "rangefinder", "lowrank"}
+ALGORITHMS = {
+    "sketch", "_newton", "_derivatives", "_polynomial", "_gram", "_unitary", "_factors",
+    "qr", "polar", "rangefinder", "lowrank",
+}  # fmt: skip
 RULER = {"metrics", "_residuals", "_bounds"}
 LIBRARIES = {"torch", "jax", "cupy", "array_api_strict", "array_api_compat"}
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)

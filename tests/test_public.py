@@ -29,8 +29,8 @@ MODULES = (
 HOMES = ("lowrank", "polar", "qr", "rangefinder")  # where those functions live
 
 SIGNATURES = """
-lowrank_orth(G, r, /, *, n_iter, n_oversamples, sketch, test_matrix, method, rng)
-lowrank_orth_factors(G, r, /, *, n_iter, n_oversamples, sketch, test_matrix, method, rng)
+lowrank_orth(G, r, /, *, n_iter, n_oversamples, sketch, test_matrix, method, tol, precision, rng)
+lowrank_orth_factors(G, r, /, *, n_iter, n_oversamples, sketch, test_matrix, method, tol, precision, rng)
 orthogonalize(A, /, *, method, schedule, tol)
 polar(A, /, *, side, method)
 matrix_sign(A, /, *, method, schedule)

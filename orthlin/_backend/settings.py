@@ -21,8 +21,8 @@ def settings(x: Array) -> AbstractContextManager[Any]:
 
     NumPy: no floating-point error state, since some results overflow or underflow on purpose.  torch: no autocast
     on the device of `x`, full float32 products.  JAX: products of the highest precision, the usual promotion, and
-    no check for NaN and infinity, which stand for a breakdown and are selected away.  Everything is as before
-    afterwards, after errors too.
+    no check for NaN and infinity, which stand for a breakdown and are selected away.  CuPy: the device of `x` is the
+    current one, on which constants are made.  Everything is as before afterwards, after errors too.
 
     The precision of torch's float32 products is one for all threads: while any is inside, it is full in all of them.
     Code under ``torch.compile`` cannot change it, and has that of the moment when it runs.
@@ -31,6 +31,8 @@ def settings(x: Array) -> AbstractContextManager[Any]:
         return np.errstate(all="ignore")
     if compat.is_torch_array(x):
         return _torch(x)
+    if compat.is_cupy_array(x):
+        return cast("AbstractContextManager[Any]", x.device)
     return _jax() if compat.is_jax_array(x) else np.errstate(all="ignore")
 
 
