@@ -225,5 +225,5 @@ def _spanning(xp: Any, X: Array, s: Array | None, width: int) -> Array | None:
     """What spans the range of A = s X, where a sketch of that width would: no test matrix can improve on it."""
     m, n = X.shape[-2:]
     if width == m:
-        return xp.broadcast_to(be.eye_like(xp, be.working(xp, X[..., :1, :1]), m), (*X.shape[:-1], m))
+        return xp.broadcast_to(be.eye_like(xp, be.working(xp, X[..., :0, :0]), m), (*X.shape[:-1], m))
     return times(be.working(xp, X), s) if width == n else None

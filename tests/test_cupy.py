@@ -75,14 +75,22 @@ def test_the_stand_in_is_taken_for_cupy_and_refuses_what_waits(cupy):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CALLS)
 def test_nothing_is_read_and_a_result_is_that_of_its_device(cupy, name, dtype):
-    """On the second device of a machine, which is not the current one."""
+    """On the second device of a machine, which is the current one."""
     with Device(1):
         A, W = (cupy.asarray(sample(dtype, *shape)) for shape in ((M, N), (N, R)))
+        result = CALLS[name](A, W)
+        for x in result if isinstance(result, tuple) else (result,):
+            assert x.device == Device(1)
+            assert np.isfinite(x.values.astype(complex)).all()
+
+
+@pytest.mark.parametrize("name", ["lowrank_orth", "lowrank_orth seed", "orthogonalize", "polar", "qr", "muon"])
+def test_the_device_of_an_array_is_entered_where_another_is_the_current_one(cupy, name):
+    with Device(1):
+        A, W = (cupy.asarray(sample("float32", *shape)) for shape in ((M, N), (N, R)))
     result = CALLS[name](A, W)
     for x in result if isinstance(result, tuple) else (result,):
         assert x.device == Device(1)
-        with Device(1):
-            assert np.isfinite(x.values.astype(complex)).all()
 
 
 @pytest.mark.parametrize("shape", [(M, N), (3, M, N)])

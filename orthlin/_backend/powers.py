@@ -60,7 +60,7 @@ def _largest(xp: Any, x: Array) -> Array:
 
 def nonzero(xp: Any, x: Array) -> Array:
     """Whether a matrix has an entry that is not zero, shape (..., 1, 1)."""
-    if is_host(x):
+    if is_host(x) and 0 not in x.shape:
         first = xp.any(x[..., :1, :] != 0, **_MATRIX)
         if bool(xp.all(first)):  # mostly, and the rest need not be read
             return first
