@@ -43,7 +43,7 @@ def apply(xp: Any, X: Array, schedule: Schedule, form: str, dtype: Any = None) -
     cheaper = not be.is_half(xp, X) and _gram_flops(X, schedule, restarts) < _plain_flops(X, schedule)
     if form == "gram_newton_schulz" or (form == "auto" and cheaper):
         return _gram_form(xp, X, S, schedule, restarts)
-    last = len(schedule) - 1
+    last = len(schedule.steps) - 1
     for i, step in enumerate(schedule.steps):
         S = be.gram(xp, X) if i else S
         if i == last and _ends_at_one(step):
@@ -170,7 +170,7 @@ def _gram_form(xp: Any, X: Array, S: Array, schedule: Schedule, restarts: frozen
         alpha, P = _higher(xp, S, higher, hermitian=True)
         Z = P if alpha == 1 else alpha * P
         Q = Z + c * be.eye_like(xp, X, X.shape[-2]) if Q is None else be.add_product(xp, c, Q, 1.0, Z, Q)
-        if i + 1 < len(schedule) and i + 1 not in restarts:
+        if i + 1 < len(schedule.steps) and i + 1 not in restarts:
             T = be.add_product(xp, c, S, 1.0, Z, S)
             S = be.add_product(xp, c, T, 1.0, T, Z)
     return Q @ X

@@ -75,9 +75,9 @@ def lowrank_orth(
     tol : float, optional
         Bring every singular value of the block :math:`Q^H G` of at least tol/10 times its Schatten 4-norm within `tol`
         of one; smaller ones end in [0, 1 + tol].  The r x r work falls from about 90 products to 11 (0.1) or 21 (0.01).
-    precision : {"highest", "high", "medium"}
-        Of the large products on devices, as in ``torch.set_float32_matmul_precision``: float32; TensorFloat-32 or, at
-        "medium", bfloat16 where the device has it.  Their rounding is a backward error: the factors stay orthonormal.
+    precision : {"highest", "medium"}
+        Of the large products on devices, in the words of ``torch.set_float32_matmul_precision``: float32, or bfloat16
+        where the library has it.  Their rounding is a backward error: the factors stay orthonormal.
     rng : None, int, SeedSequence, Generator or key
         Source of random numbers, see :mod:`orthlin.sketch`.  A stack shares one draw.
 
@@ -218,6 +218,8 @@ def _parts(
     Y = _spanning(xp, X, s, width)
     if Y is None:
         Y = powered_sketch(xp, X, s, width, n_iter, "qr", sketch, test_matrix, rng)
+    elif test_matrix is not None:
+        in_range(xp, test_matrix, "test_matrix")  # what is not finite is an error all the same
     return xp, *block(xp, X, s, Y, way), way
 
 

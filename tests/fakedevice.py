@@ -45,7 +45,7 @@ if not hasattr(torch, DEVICE.type):
     yes, no = (lambda *_: True), (lambda *_: False)
     facts = {"is_initialized": yes, "is_available": no, "current_device": lambda: 0, "device_count": lambda: 1}
     amp = {"get_amp_supported_dtype": lambda: [torch.bfloat16, torch.float16]}
-    torch._register_device_module(DEVICE.type, SimpleNamespace(**facts, **amp, _is_in_bad_fork=no))
+    torch._register_device_module(DEVICE.type, SimpleNamespace(**facts, **amp, _is_in_bad_fork=no, manual_seed_all=no))
 
 
 class Generator(torch.Generator):

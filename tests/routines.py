@@ -59,7 +59,6 @@ FUNCTIONS: dict[str, Prepared] = {
     "lowrank_orth stack": lowrank(STACK, test_matrix=OMEGA),
     "lowrank_orth n_iter=1": lowrank(test_matrix=OMEGA, n_iter=1),
     "lowrank_orth method=exact": lowrank(test_matrix=OMEGA, method="exact"),
-    "lowrank_orth precision=high": lowrank(test_matrix=OMEGA, precision="high"),
     "lowrank_orth precision=medium": lowrank(test_matrix=OMEGA, precision="medium"),
     "lowrank_orth rng=0": lowrank(rng=0),
     "lowrank_orth rng=None": lowrank(),

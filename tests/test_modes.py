@@ -41,7 +41,7 @@ ROUTINES = {
     "cholesky2": lambda A: orthlin.qr(A, method="cholesky2"),
     "shifted_cholesky3": lambda A: orthlin.qr(A, method="shifted_cholesky3"),
     "lowrank_orth": lambda A: orthlin.lowrank_orth(A, 3, rng=0, n_iter=1),
-    "lowrank_orth-fast": lambda A: orthlin.lowrank_orth(A, 3, rng=0, method="fast"),
+    "lowrank_orth-tol": lambda A: orthlin.lowrank_orth(A, 3, rng=0, tol=0.1),
     "lowrank_orth_factors": lambda A: orthlin.lowrank_orth_factors(A, 2, rng=0, n_oversamples=2, sketch="sparse_sign"),
     "randomized_range_finder": lambda A: orthlin.randomized_range_finder(A, 2, rng=0, sketch="columns"),
     "adaptive_range_finder": lambda A: orthlin.adaptive_range_finder(A[0, ...], tol=1.0, block_size=2, rng=0),

@@ -23,7 +23,7 @@ from orthlin._backend.arrays import (
 _GRAM_BLOCK = 256  # rows from which halving a Gram product pays
 _HALF_BLOCK = 48  # order from which converting half precision pays
 _SQUARED_ROWS = 128  # rows that are squared at a time
-PRECISIONS = ("highest", "high", "medium")  # of large products: the words of PyTorch
+PRECISIONS = ("highest", "medium")  # of large products: the words of PyTorch
 
 
 def adjoint(xp: Any, x: Array) -> Array:

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthlin import _backend as be
 from orthlin._direction import Recipe
 from orthlin.errors import OptionError
 from orthlin.torch import _adamw as adamw
@@ -208,8 +207,7 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
                 key = piece.weight.shape[1:], piece.weight.dtype, piece.weight.device, piece.momentum is None
                 batches.setdefault(key, []).append(piece)
         for pieces in batches.values():
-            with be.settings(pieces[0].weight):
-                update(pieces, recipe, group)
+            update(pieces, recipe, group)
         for p, weight in values.items():
             if weight is not p:
                 p.copy_(weight)

@@ -84,6 +84,11 @@ def pieces_of(p: Tensor, weight: Tensor, state: dict[str, Any], view: MatrixView
 
 def update(pieces: list[Piece], recipe: Recipe, group: dict[str, Any]) -> None:
     """Step of all pieces; all it makes of their size, for finite gradients on the CPU, is one stack."""
+    with be.settings(pieces[0].weight):
+        _update(pieces, recipe, group)
+
+
+def _update(pieces: list[Piece], recipe: Recipe, group: dict[str, Any]) -> None:
     U = _inputs(pieces, group)
     xp = be.namespace(U)
     step, name = group["step"], stream_name(U.shape)

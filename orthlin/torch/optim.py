@@ -9,7 +9,7 @@ from orthlin.torch._orthogonal import Orthogonal, options_in
 
 __all__ = ["MSGD", "PAPER", "LowRankMSGD", "LowRankMuon", "Muon"]
 
-PAPER: dict[str, Any] = {"warm_start": False, "tail": 0.0}
+PAPER: dict[str, Any] = {"warm_start": False, "tail": 0.0, "tol": None}
 """Options that make `LowRankMuon` the algorithm of the paper, He, Deng and Lu, arXiv 2509.11983."""
 
 
@@ -55,6 +55,9 @@ class LowRankMuon(Orthogonal):
         Leave in the momentum what the direction leaves out, as Dion does; in place of `nesterov`.
     tail : float or "auto"
         Weight :math:`\alpha` of the tail; "auto" is sqrt(8 r/k).
+    tol : float or None
+        How far from one the singular values of a low-rank direction may be, as in :func:`orthlin.lowrank_orth`, where
+        less is cheaper; None for working precision.
     schedule : {"muon", "speedrun", "polar_express"} or None
         Polynomials for matrices that are orthogonalized in full; None for working precision.
     nonfinite : {"skip", "raise"}
@@ -185,7 +188,7 @@ class LowRankMSGD(Orthogonal):
 
     Parameters
     ----------
-    params, lr, rank, weight_decay, cautious, scale, n_iter, sketch, warm_start, tail, schedule, nonfinite, \
+    params, lr, rank, weight_decay, cautious, scale, n_iter, sketch, warm_start, tail, tol, schedule, nonfinite, \
     master_weights, diagnostics, maximize, seed, adamw
         See :class:`LowRankMuon`.
 
