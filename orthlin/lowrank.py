@@ -218,7 +218,7 @@ def _parts(
     Y = _spanning(xp, X, s, width)
     if Y is None:
         Y = powered_sketch(xp, X, s, width, n_iter, "qr", sketch, test_matrix, rng)
-    elif test_matrix is not None:
+    elif test_matrix is not None and be.is_host(X):
         in_range(xp, test_matrix, "test_matrix")  # what is not finite is an error all the same
     return xp, *block(xp, X, s, Y, way), way
 

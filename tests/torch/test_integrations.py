@@ -194,7 +194,9 @@ def fine_tuned(tuner, module, trainer, folder):
     whole = module()
     checkpoint = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
     trainer("whole", callbacks=[BackboneFinetuning(1), checkpoint]).fit(whole)
-    assert len(whole.optimizers().param_groups) == len(module().configure_optimizers().param_groups) + 1
+    without = module()
+    without.backbone.requires_grad_(False)
+    assert len(whole.optimizers().param_groups) == len(without.configure_optimizers().param_groups) + 1
     resumed = module()
     trainer("resumed", callbacks=[BackboneFinetuning(1)]).fit(resumed, ckpt_path=str(folder / "epoch=1.ckpt"))
     first, second = (m.optimizers().state_dict() for m in (whole, resumed))
