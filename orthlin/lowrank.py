@@ -74,7 +74,7 @@ def lowrank_orth(
         double precision, and where there is no float64.
     tol : float, optional
         Bring every singular value of the block :math:`Q^H G` of at least tol/10 times its Schatten 4-norm within `tol`
-        of one; smaller ones end in [0, 1 + tol].  The r x r work falls from about 90 products to 11 (0.1) or 21 (0.01).
+        of one; smaller ones end in [0, 1 + tol].  The r x r work falls from about 80 products to 13 (0.1) or 21 (0.01).
     precision : {"highest", "medium"}
         Of the large products on devices, in the words of ``torch.set_float32_matmul_precision``: float32, or bfloat16
         where the library has it.  Their rounding is a backward error: the factors stay orthonormal.
