@@ -133,7 +133,11 @@ def powered_sketch(
     rng: Any,
 ) -> Array:
     """(A A^H)^q A Omega for A = s X, its columns not orthonormal."""
-    Y = _sketched(xp, X, s, width, kind, test_matrix, rng)
+    return powered(xp, X, s, _sketched(xp, X, s, width, kind, test_matrix, rng), n_iter, normalizer)
+
+
+def powered(xp: Any, X: Array, s: Array | None, Y: Array, n_iter: int, normalizer: str = "qr") -> Array:
+    """(A A^H)^q Y for A = s X."""
     for _ in range(n_iter):
         if normalizer == "qr":
             Z = be.large_product(xp, be.adjoint(xp, times(thin_qr(xp, Y)[0], s)), X)

@@ -268,9 +268,11 @@ def _stepper(rule: _Rule) -> Stepper:
         if rule.nonfinite == "raise" and be.is_host(G) and not bool(xp.all(d.finite)):
             raise NonFiniteError("G: holds NaN or infinity; remove or replace them first")
         if rule.error_feedback:
-            captured = U if d.Q is None else d.Q @ be.ldexp(xp, d.B, d.e)
+            captured = U if d.Q is None else d.Q @ d.captured(xp)
             M = U - (1 - beta) * captured
-        fading = faded(xp, state.fading, G, rule.momentum, d.finite)
+        fading = state.fading
+        if fading is not None:
+            fading = faded(xp, fading, be.nonzero(xp, G), rule.momentum, d.finite)
         delta = _delta(xp, rule, d, state.step, be.working(xp, X), fading)
         M = None if M is None else xp.where(d.finite, M, state.momentum)
         after = State(state.step + 1, M, d.right, state.skipped + xp.astype(~d.finite, xp.int32), fading)

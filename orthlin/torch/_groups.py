@@ -165,7 +165,7 @@ def makers(
 def _first_right(recipe: Recipe, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     like = torch.zeros((), dtype=dtype, device=device)
     right: Tensor = recipe.first_right(be.namespace(like), like.expand(shape), stream_name(shape))
-    return right.clone()
+    return right.clone(memory_format=torch.contiguous_format)
 
 
 def ready(state: dict[str, Any], group: dict[str, Any], p: Tensor, recipe: Recipe) -> None:
