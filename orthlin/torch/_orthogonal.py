@@ -46,6 +46,7 @@ DEFAULTS: dict[str, Any] = {
     "error_feedback": False,
     "tail": 0.0,
     "tol": None,
+    "precision": "highest",
     "seed": 0,
     "view": None,
 }
