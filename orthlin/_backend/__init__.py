@@ -46,8 +46,10 @@ from orthlin._backend.linalg import (
     inv_lower,
     large_product,
     reduced,
+    scaled,
     svd,
 )
+from orthlin._backend.loop import repeat
 from orthlin._backend.powers import (
     KEEP,
     NOT_FINITE,
@@ -69,6 +71,6 @@ __all__ = [
     "differentiable", "eigh", "eps", "exponent_bound", "eye_like", "factor", "filled", "flushes_subnormals", "gram",
     "installed", "inv", "inv_lower", "is_complex", "is_dense", "is_half", "is_host", "is_number", "kind",
     "large_product", "largest_exponent", "ldexp", "max_exponent", "namespace", "nonzero", "own_settings",
-    "random_source", "reduced", "safe_factor", "scalar", "settings", "stream", "svd", "transfer", "wide_dtype",
-    "working",
+    "random_source", "reduced", "repeat", "safe_factor", "scalar", "scaled", "settings", "stream", "svd", "transfer",
+    "wide_dtype", "working",
 ]  # fmt: skip
