@@ -20,22 +20,25 @@ def unit_scale(xp: Any, x: Array, name: str, *, keep: int = 0) -> tuple[Array, A
     if not be.is_host(x):
         bad = e == be.NOT_FINITE
         x, e = xp.where(bad, xp.nan, x), xp.where(bad, 0, e)
-    else:
-        largest = be.largest_exponent(xp, e)
-        if largest == be.NOT_FINITE:
-            raise NonFiniteError(f"{name}: holds NaN or infinity; remove or replace them first")
-        if largest <= keep:
-            return x, 0 * e
+        return be.ldexp(xp, x, -e, toward_one=True), e
+    largest = be.largest_exponent(xp, e)
+    if largest == be.NOT_FINITE:
+        raise NonFiniteError(f"{name}: holds NaN or infinity; remove or replace them first")
+    if largest <= keep:
+        return x, 0 * e
     return be.ldexp(xp, x, -e), e
 
 
-def in_range(xp: Any, x: Array, name: str, keep: int = be.KEEP) -> tuple[Array, Array | None]:
+def in_range(
+    xp: Any, x: Array, name: str, keep: int = be.KEEP, *, subnormal: bool = True
+) -> tuple[Array, Array | None]:
     """Matrices A and a factor s, (..., 1, 1): A (s X) and (s Q)^H A are in a safe range for X and Q of unit size.
 
     s is a power of two, so that nothing is rounded and A itself need not be written again; NaN for matrices that
-    are not finite.  Host matrices are scaled themselves where they need it, and s is None.
+    are not finite.  Host matrices are scaled themselves where they need it, and s is None; so are those of a library
+    that takes subnormal numbers for zero, unless it may (`subnormal`).
     """
-    if be.is_host(x) or be.flushes_subnormals(x):
+    if be.is_host(x) or (subnormal and be.flushes_subnormals(x)):
         return unit_scale(xp, be.working(xp, x), name, keep=keep)[0], None
     return x, be.safe_factor(xp, x, keep)
 
@@ -53,7 +56,7 @@ def finite_scale(xp: Any, x: Array) -> tuple[Array, Array, Array]:
         x, e = xp.where(finite, x, xp.zeros_like(x)), xp.where(finite, e, xp.zeros_like(e))
     elif be.largest_exponent(xp, e) <= be.KEEP:
         return x, 0 * e, finite
-    return be.ldexp(xp, x, -e), e, finite
+    return be.ldexp(xp, x, -e, toward_one=True), e, finite
 
 
 def frobenius(xp: Any, x: Array) -> Array:
