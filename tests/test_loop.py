@@ -1,4 +1,7 @@
-"""Repeated steps: a loop of Python, or one of JAX whose body is compiled once."""
+"""Repeated steps: a loop of Python, or one of JAX whose body is compiled once; and how large JAX's programs are."""
+
+import re
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,10 @@ from jax.test_util import check_grads
 
 import orthlin
 from orthlin import _backend as be
+from orthlin import steppers
+from orthlin._backend import loop
 from orthlin._newton import newton_sign
+from orthlin.jax import gradient_transformation
 
 CUBICS, QUINTICS = ((1.5, -0.5), (1.4, -0.4), (1.3, -0.3), (1.2, -0.2)), ((1.875, -1.25, 0.375),) * 5
 ROWS = {
@@ -85,6 +91,67 @@ def test_what_is_compiled_for_eager_arrays_is_found_again():
     finally:
         jax.monitoring.clear_event_listeners()
     assert compilations == []
+
+
+# Programs ----------------------------------------------------------------------------------------------------------
+
+LEAVES = {f"w{i}": (256, 640) for i in range(8)}
+SHAPES = {f"{name}{i}": s for i in (0, 1) for name, s in zip("abc", ((256, 256), (256, 640), (640, 256)), strict=True)}
+STEPPER = steppers.muon(0.1, rank=64, warm_start=True, tail="auto")
+
+
+def ones(tree):
+    return {name: jnp.ones(shape, jnp.float32) for name, shape in tree.items()}
+
+
+def stepped(tree):
+    """An update of a tree of leaves of these shapes."""
+    transformation, params = gradient_transformation(STEPPER), ones(tree)
+    return transformation.update, (params, transformation.init(params), params)
+
+
+def of(function, *shapes, **options):
+    return lambda: (lambda *x: function(*x, **options), [jnp.ones(shape, jnp.float32) for shape in shapes])
+
+
+def low_rank(r, shape=(256, 640), **options):
+    return of(lambda G, omega: orthlin.lowrank_orth(G, r, test_matrix=omega, **options), shape, (640, r))
+
+
+PROGRAMS = {
+    "lowrank_orth": (low_rank(64), 300),
+    "lowrank_orth stack": (low_rank(64, (12, 256, 640)), 310),
+    "lowrank_orth r=192": (low_rank(192), 310),
+    "lowrank_orth method=exact": (low_rank(64, method="exact"), 310),
+    "orthogonalize": (of(orthlin.orthogonalize, (256, 640)), 175),
+    "orthogonalize muon": (of(orthlin.orthogonalize, (256, 640), schedule=orthlin.schedules.muon()), 150),
+    "polar": (of(orthlin.polar, (256, 640)), 310),
+    "matrix_sign": (of(orthlin.matrix_sign, (256, 256)), 275),
+    "matrix_sign newton_schulz": (of(orthlin.matrix_sign, (256, 256), method="newton_schulz"), 140),
+    "8 leaves of one shape": (lambda: stepped(LEAVES), 490),
+    "6 leaves of three shapes": (lambda: stepped(SHAPES), 1250),
+}
+
+
+def operations(prepare):
+    """StableHLO operations of a program, constants among them: what XLA has to compile."""
+    function, arguments = prepare()
+    return len(re.findall(r'= "?stablehlo\.', jax.jit(function).lower(*arguments).as_text()))
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize(("prepare", "most"), PROGRAMS.values(), ids=PROGRAMS)
+def test_a_program_stays_small(prepare, most, x64):
+    with jax.enable_x64(x64):
+        assert operations(prepare) <= most
+
+
+@pytest.mark.parametrize(("prepare", "most"), PROGRAMS.values(), ids=PROGRAMS)
+def test_a_program_without_its_loops_is_too_large(prepare, most):
+    jax.clear_caches()
+    with jax.enable_x64(False), mock.patch.object(loop, "_LOOP_FROM", 1000):
+        assert operations(prepare) > most
+    jax.clear_caches()
 
 
 def test_newtons_iteration_carries_a_block_along_or_none():
