@@ -9,14 +9,17 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from orthlin import _backend as be
-from orthlin._derivatives import basis_rule
+from orthlin._derivatives import basis_rule, polar_adjoint, polar_rule
 from orthlin._gram import approximate_root, basis, inverse_root
-from orthlin._polynomial import apply, rank_filter
-from orthlin._scaling import times, unit_scale
+from orthlin._polynomial import apply, converging, rank_filter
+from orthlin._scaling import times
 from orthlin.qr import MILD, thin_qr
 
 Array = Any
 METHODS = ("auto", "exact")
+# Smallest singular value of a sketch that becomes one, in eps: what is noise in it may be a direction of the block
+# above the line, and at 1 was left at 0.9999 of its length.
+_NOISE = 1 / 16
 
 
 class Way(NamedTuple):
@@ -37,6 +40,8 @@ def block(xp: Any, X: Array, s: Array | None, Y: Array, way: Way) -> tuple[Array
         Q = be.convert(xp, basis(xp, Y, exact=False), Y.dtype)
     elif way.method == "auto" and _by_products(xp, Y):
         (Q,) = be.differentiable(xp, lambda Y: (be.convert(xp, basis(xp, Y, exact=True), Y.dtype),), basis_rule, Y)
+    elif way.method == "auto" and _narrow(xp, Y, X.shape[-1]):
+        (Q,) = be.differentiable(xp, lambda Y: (_orthonormal(xp, Y),), polar_rule, Y, adjoint=polar_adjoint)
     else:
         Q, _ = thin_qr(xp, Y)
     return Q, be.large_product(xp, be.adjoint(xp, times(Q, s)), X)
@@ -49,23 +54,50 @@ def signed(xp: Any, function: Callable[..., be.Arrays], rule: Any, Q: Array, C: 
     return be.differentiable(xp, function, partial(rule, way.r), Q, C)
 
 
-def rooted(xp: Any, Q: Array, C: Array, way: Way) -> tuple[Array, Array, Array]:
-    """Q, M and C with M C = msign of the block, cut to its r leading directions: M is the inverse root of C C^H."""
+def rooted(xp: Any, Q: Array, C: Array, way: Way) -> tuple[Array, Array | None, Array]:
+    """Q, M and C with M C = msign of the block, cut to its r leading directions: M is the inverse root of C C^H.
+
+    M is None where the C returned is msign of the block already.
+    """
     r, tol, method = way
     if 0 in Q.shape or 0 in C.shape:
         return Q[..., :r], xp.zeros((r, C.shape[-2]), dtype=C.dtype, device=be.device(C)), C
-    wide, uncut = be.wide_dtype(xp, C) is not None, r == C.shape[-2]
+    uncut = r == C.shape[-2]
     if method == "auto" and tol is not None and uncut:
         return Q, approximate_root(xp, C, tol), C
-    if method == "auto" and wide and be.is_host(C):
+    if method == "auto" and be.is_host(C) and be.wide_dtype(xp, C) is not None:
         return _by_gram(xp, Q, C, r)
-    if method == "auto" and wide and uncut:
+    if method == "auto" and uncut and _by_products(xp, C):
         return Q, inverse_root(xp, C, _line(xp, Q, C)), C
+    if method == "auto" and uncut and _narrow(xp, Q, C.shape[-1]):
+        return Q, None, apply(xp, _near_one(xp, C), rank_filter(_line(xp, Q, C)), "newton_schulz")
     return _exact(xp, Q, C, r)
 
 
 def _by_products(xp: Any, x: Array) -> bool:
-    return not be.is_host(x) and be.wide_dtype(xp, x) is not None
+    """Whether Gram matrices in double precision serve `x`, products only: on devices that are fast with it."""
+    return not be.is_host(x) and be.wide_dtype(xp, x, fast=True) is not None
+
+
+def _narrow(xp: Any, Y: Array, n: int) -> bool:
+    """Whether products in single precision alone serve a sketch Y of an m x n matrix on a device.
+
+    From half the width on, a sketch is too ill-conditioned for what a step of the iteration rounds.
+    """
+    m, r = Y.shape[-2:]
+    return not be.is_host(Y) and be.is_single(xp, Y) and 2 * r <= min(m, n)
+
+
+def _orthonormal(xp: Any, Y: Array) -> Array:
+    """Unitary factor of a sketch, a basis of its range; directions well below rounding noise are shorter."""
+    eps = be.eps(xp, Y)
+    return apply(xp, _near_one(xp, Y), converging(_NOISE * eps, eps), "newton_schulz")
+
+
+def _near_one(xp: Any, x: Array) -> Array:
+    """`x` over its largest entry, so that squares stay in range; what that rounds is a backward error."""
+    top = be.constant(xp.max(xp.abs(x), axis=(-2, -1), keepdims=True))
+    return x / be.convert(xp, top + 2.0 ** -be.exponent_bound(xp, x), x.dtype)  # zero is divided by it too
 
 
 def _line(xp: Any, Q: Array, C: Array) -> float:
@@ -73,8 +105,10 @@ def _line(xp: Any, Q: Array, C: Array) -> float:
     return float(max(Q.shape[-2], C.shape[-1]) * be.eps(xp, C))
 
 
-def multiplied(xp: Any, M: Array, C: Array) -> Array:
+def multiplied(xp: Any, M: Array | None, C: Array) -> Array:
     """M C, rounded once."""
+    if M is None:
+        return C
     return be.convert(xp, M @ be.convert(xp, C, M.dtype), C.dtype)
 
 
@@ -85,7 +119,7 @@ def _exact(xp: Any, Q: Array, C: Array, r: int) -> tuple[Array, Array, Array]:
     Vh, T = be.adjoint(xp, V), be.adjoint(xp, T)
     line = _line(xp, Q, C)
     if not be.is_host(C) and r == C.shape[-2]:
-        return Q, apply(xp, unit_scale(xp, T, "G")[0], rank_filter(line), "newton_schulz"), Vh
+        return Q, apply(xp, T * be.safe_factor(xp, T, 0), rank_filter(line), "newton_schulz"), Vh
     left, s, right = be.svd(xp, T)
     kept = s[..., None, :] > line * s[..., None, :1]
     left, right = (left * be.convert(xp, kept, C.dtype))[..., :r], right[..., :r, :]

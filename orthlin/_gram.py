@@ -55,11 +55,7 @@ def inverse_root(xp: Any, C: Array, line: float) -> Array:
     steps = quintics(floor**0.5 * (1 - _SAFETY), _ROOT_TOL)
     M = _coupled(xp, S / (1 + tau2) + floor * one, one, steps) / (1 + tau2) ** 0.5
     x = M @ S @ be.adjoint(xp, M)
-    for i in range(_FILTER_STEPS):
-        q = _even(xp, x, _HIGH_PASS)
-        M = q @ M
-        if i + 1 < _FILTER_STEPS:
-            x = q @ x @ q
+    M, _ = be.repeat(xp, _filter_step, (M, x), (_HIGH_PASS,) * _FILTER_STEPS)
     return M / t
 
 
@@ -86,26 +82,38 @@ def _coupled(xp: Any, R: Array, one: Array, steps: tuple[Odd, ...]) -> Array:
     The pair Y -> R^(1/2), Z with P = Z Y is the stable form (Denman and Beavers; Higham, Functions of Matrices, section
     6.4): what rounding does to Z Y is seen by the next step.
     """
-    Y, Z = R, one
-    for i, step in enumerate(steps):
-        P = Z @ Y if i else Y
-        a, H = step[0], _even(xp, P, step)
-        Z = be.add_product(xp, a, Z, 1.0, H, Z) if i else H + a * Z
-        if i + 1 < len(steps):
-            Y = be.add_product(xp, a, Y, 1.0, Y, H)
+    _, Z = be.repeat(xp, _coupled_step, (R, one), steps)
     return Z
+
+
+def _coupled_step(xp: Any, pair: tuple[Array, Array], step: Odd, *, first: bool, last: bool) -> tuple[Array, Array]:
+    Y, Z = pair
+    P = Y if first else Z @ Y
+    a, H = step[0], _even(xp, P, step)
+    Z = H + a * Z if first else be.add_product(xp, a, Z, 1.0, H, Z)
+    return Y if last else be.add_product(xp, a, Y, 1.0, Y, H), Z
+
+
+def _filter_step(xp: Any, state: tuple[Array, Array], step: Odd, *, last: bool, **_: bool) -> tuple[Array, Array]:
+    M, x = state
+    q = _even(xp, x, step)
+    return q @ M, x if last else q @ x @ q
 
 
 def _polish(xp: Any, W: Array, one: Array) -> Array:
     """K for which Q K is orthonormal, W = Q^H Q: every step cubes how far a singular value is from one."""
-    a, K = _NEWTON_SCHULZ[0], one
-    for i in range(_POLISH_STEPS):
-        H = _even(xp, W, _NEWTON_SCHULZ)
-        K = be.add_product(xp, a, K, 1.0, K, H) if i else H + a * K
-        if i + 1 < _POLISH_STEPS:
-            T = be.add_product(xp, a, W, 1.0, W, H)
-            W = be.add_product(xp, a, T, 1.0, H, T)
+    K, _ = be.repeat(xp, _polish_step, (one, W), (_NEWTON_SCHULZ,) * _POLISH_STEPS)
     return K
+
+
+def _polish_step(xp: Any, state: tuple[Array, Array], step: Odd, *, first: bool, last: bool) -> tuple[Array, Array]:
+    K, W = state
+    a, H = step[0], _even(xp, W, step)
+    K = H + a * K if first else be.add_product(xp, a, K, 1.0, K, H)
+    if last:
+        return K, W
+    T = be.add_product(xp, a, W, 1.0, W, H)
+    return K, be.add_product(xp, a, T, 1.0, H, T)
 
 
 def _even(xp: Any, P: Array, step: Odd) -> Array:

@@ -23,28 +23,13 @@ def newton_sign(xp: Any, X: Array, F: Array | None = None) -> tuple[Array, ...]:
     """
     if 0 in X.shape:
         return (X,) if F is None else (X, F)
-    eps, host = be.eps(xp, X), be.is_host(X)
+    host = be.is_host(X)
     # a step doubles angles with the imaginary axis: more steps would only make a sign out of rounding errors
-    steps = int(-0.75 * log2(eps))
+    steps = int(-0.75 * log2(be.eps(xp, X)))
     norm = frobenius(xp, X)
-    done = norm < 0
     lost = xp.isnan(norm)
-    for _ in range(steps if host else min(steps, _DEVICE_STEPS)):
-        inverse = be.inv(xp, X)
-        largest = xp.max(xp.abs(inverse), axis=(-2, -1), keepdims=True)
-        inverse = xp.where(eps * norm * largest < 1, inverse, xp.nan)  # else its norm might overflow
-        root = xp.sqrt(norm * frobenius(xp, inverse))
-        mu = be.convert(xp, root / norm, X.dtype)
-        new = (mu * X + inverse / mu) / 2
-        size = frobenius(xp, new)
-        new = xp.where(done | (size > _LOST * eps * root**3), new, xp.nan)
-        change = frobenius(xp, new - X)
-        if F is not None:
-            F = xp.where(done, F, (mu * F + inverse @ F @ inverse / mu) / 2)
-        X, norm = xp.where(done, X, new), xp.where(done, norm, size)
-        done = done | (change <= eps**0.5 + eps * root**3)  # what is left is the square of the change, or rounding
-        if host and bool(xp.all(done | xp.isnan(change))):
-            break
+    rows = ((),) * (steps if host else min(steps, _DEVICE_STEPS))
+    X, _, _, done, F = be.repeat(xp, _newton_step, (X, norm, norm, norm < 0, F), rows, _settled)
     if host and not bool(xp.all(done | lost)):
         raise SingularError(
             "A: has an eigenvalue on the imaginary axis to working precision, so it has no sign; "
@@ -52,3 +37,26 @@ def newton_sign(xp: Any, X: Array, F: Array | None = None) -> tuple[Array, ...]:
         )
     X = xp.where(done, X, xp.nan)
     return (X,) if F is None else (X, xp.where(done, F, xp.nan))
+
+
+def _newton_step(xp: Any, state: tuple[Any, ...], _: Any, **__: bool) -> tuple[Any, ...]:
+    X, norm, _, done, F = state
+    eps, inverse = be.eps(xp, X), be.inv(xp, X)
+    largest = xp.max(xp.abs(inverse), axis=(-2, -1), keepdims=True)
+    inverse = xp.where(eps * norm * largest < 1, inverse, xp.nan)  # else its norm might overflow
+    root = xp.sqrt(norm * frobenius(xp, inverse))
+    mu = be.convert(xp, root / norm, X.dtype)
+    new = (mu * X + inverse / mu) / 2
+    size = frobenius(xp, new)
+    new = xp.where(done | (size > _LOST * eps * root**3), new, xp.nan)
+    change = frobenius(xp, new - X)
+    if F is not None:
+        F = xp.where(done, F, (mu * F + inverse @ F @ inverse / mu) / 2)
+    X, norm = xp.where(done, X, new), xp.where(done, norm, size)
+    done = done | (change <= eps**0.5 + eps * root**3)  # what is left is the square of the change, or rounding
+    return X, norm, change, done, F
+
+
+def _settled(xp: Any, state: tuple[Any, ...]) -> bool:
+    _, _, change, done, _ = state
+    return bool(xp.all(done | xp.isnan(change)))

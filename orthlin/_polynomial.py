@@ -1,6 +1,7 @@
 """Polynomial schedules applied to matrices: the plain loop and its Gram form."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from orthlin import _backend as be
@@ -43,14 +44,22 @@ def apply(xp: Any, X: Array, schedule: Schedule, form: str, dtype: Any = None) -
     cheaper = not be.is_half(xp, X) and _gram_flops(X, schedule, restarts) < _plain_flops(X, schedule)
     if form == "gram_newton_schulz" or (form == "auto" and cheaper):
         return _gram_form(xp, X, S, schedule, restarts)
-    last = len(schedule.steps) - 1
-    for i, step in enumerate(schedule.steps):
-        S = be.gram(xp, X) if i else S
-        if i == last and _ends_at_one(step):
-            # p(x) = x (1 + d_1 e + d_2 e^2) with e = 1 - x^2: next to one only the error of e counts
-            S, step = be.eye_like(xp, X, X.shape[-2]) - S, (1.0, -step[1] - 2 * step[2], step[2])  # noqa: PLW2901
-        X = be.add_product(xp, step[0], X, *_higher(xp, S, step[1:], hermitian=True), X)
-    return X
+    *steps, final = schedule.steps
+    X, S = be.repeat(xp, _plain_step, (X, S), steps)
+    if _ends_at_one(final):
+        # p(x) = x (1 + d_1 e + d_2 e^2) with e = 1 - x^2: next to one only the error of e counts
+        S, final = be.eye_like(xp, X, X.shape[-2]) - S, (1.0, -final[1] - 2 * final[2], final[2])
+    return _stepped(xp, X, S, final, hermitian=True)
+
+
+def _plain_step(xp: Any, state: tuple[Array, Array], step: Odd, **_: bool) -> tuple[Array, Array]:
+    X = _stepped(xp, *state, step, hermitian=True)
+    return X, be.gram(xp, X)
+
+
+def _stepped(xp: Any, X: Array, S: Array, step: Odd, *, hermitian: bool) -> Array:
+    """P(X) for the odd polynomial p whose even powers are those of S."""
+    return be.add_product(xp, step[0], X, *_higher(xp, S, step[1:], hermitian=hermitian), X)
 
 
 def _ends_at_one(step: Odd) -> bool:
@@ -64,9 +73,13 @@ def apply_square(xp: Any, X: Array, schedule: Schedule | None = None) -> Array:
         return X
     _check(xp, X, schedule)
     X = _divide(xp, X, frobenius(xp, X) * (1 + 4 * be.eps(xp, X)))
-    for c, *higher in schedule.steps:
-        X = be.add_product(xp, c, X, *_higher(xp, X @ X, higher, hermitian=False), X)
+    (X,) = be.repeat(xp, _square_step, (X,), schedule.steps)
     return X
+
+
+def _square_step(xp: Any, state: tuple[Array], step: Odd, **_: bool) -> tuple[Array]:
+    (X,) = state
+    return (_stepped(xp, X, X @ X, step, hermitian=False),)
 
 
 def _check(xp: Any, X: Array, schedule: Schedule) -> float:
@@ -162,18 +175,22 @@ def _higher(xp: Any, S: Array, higher: Sequence[float], *, hermitian: bool) -> t
 
 def _gram_form(xp: Any, X: Array, S: Array, schedule: Schedule, restarts: frozenset[int]) -> Array:
     """The same on the Gram matrix S = X X^H: with p(x) = x h(x^2), Q <- h(S) Q and S <- h(S) S h(S)."""
-    Q = None
-    for i, (c, *higher) in enumerate(schedule.steps):
-        if i in restarts:
-            X, Q = Q @ X, None
-            S = be.gram(xp, X)
-        alpha, P = _higher(xp, S, higher, hermitian=True)
-        Z = P if alpha == 1 else alpha * P
-        Q = Z + c * be.eye_like(xp, X, X.shape[-2]) if Q is None else be.add_product(xp, c, Q, 1.0, Z, Q)
-        if i + 1 < len(schedule.steps) and i + 1 not in restarts:
-            T = be.add_product(xp, c, S, 1.0, Z, S)
-            S = be.add_product(xp, c, T, 1.0, T, Z)
-    return Q @ X
+    for start, end in pairwise((0, *sorted(restarts), len(schedule.steps))):
+        S = be.gram(xp, X) if start else S
+        Q = be.eye_like(xp, X, X.shape[-2])
+        Q, _ = be.repeat(xp, _gram_step, (Q, S), schedule.steps[start:end])
+        X = Q @ X
+    return X
+
+
+def _gram_step(xp: Any, state: tuple[Array, Array], step: Odd, *, first: bool, last: bool) -> tuple[Array, Array]:
+    Q, S = state
+    Z, c = be.scaled(*_higher(xp, S, step[1:], hermitian=True)), step[0]
+    Q = Z + c * Q if first else be.add_product(xp, c, Q, 1.0, Z, Q)
+    if last:
+        return Q, S
+    T = be.add_product(xp, c, S, 1.0, Z, S)
+    return Q, be.add_product(xp, c, T, 1.0, T, Z)
 
 
 @constant

@@ -20,22 +20,25 @@ def unit_scale(xp: Any, x: Array, name: str, *, keep: int = 0) -> tuple[Array, A
     if not be.is_host(x):
         bad = e == be.NOT_FINITE
         x, e = xp.where(bad, xp.nan, x), xp.where(bad, 0, e)
-    else:
-        largest = be.largest_exponent(xp, e)
-        if largest == be.NOT_FINITE:
-            raise NonFiniteError(f"{name}: holds NaN or infinity; remove or replace them first")
-        if largest <= keep:
-            return x, 0 * e
+        return be.ldexp(xp, x, -e, toward_one=True), e
+    largest = be.largest_exponent(xp, e)
+    if largest == be.NOT_FINITE:
+        raise NonFiniteError(f"{name}: holds NaN or infinity; remove or replace them first")
+    if largest <= keep:
+        return x, 0 * e
     return be.ldexp(xp, x, -e), e
 
 
-def in_range(xp: Any, x: Array, name: str, keep: int = be.KEEP) -> tuple[Array, Array | None]:
+def in_range(
+    xp: Any, x: Array, name: str, keep: int = be.KEEP, *, subnormal: bool = True
+) -> tuple[Array, Array | None]:
     """Matrices A and a factor s, (..., 1, 1): A (s X) and (s Q)^H A are in a safe range for X and Q of unit size.
 
     s is a power of two, so that nothing is rounded and A itself need not be written again; NaN for matrices that
-    are not finite.  Host matrices are scaled themselves where they need it, and s is None.
+    are not finite.  Host matrices are scaled themselves where they need it, and s is None; so are those of a library
+    that takes subnormal numbers for zero, unless it may (`subnormal`).
     """
-    if be.is_host(x) or be.flushes_subnormals(x):
+    if be.is_host(x) or (subnormal and be.flushes_subnormals(x)):
         return unit_scale(xp, be.working(xp, x), name, keep=keep)[0], None
     return x, be.safe_factor(xp, x, keep)
 
@@ -78,7 +81,7 @@ def scaled(xp: Any, x: Array, sight: Seen) -> tuple[Array, Array | None]:
     """X = 2^-e A and a factor s, as `in_range` has them, of finite matrices that have been seen."""
     if sight.top is not None:
         return x, be.power_factor(xp, xp.sqrt(sight.top), x)
-    return (x if sight.e is None else be.ldexp(xp, x, -sight.e)), None
+    return (x if sight.e is None else be.ldexp(xp, x, -sight.e, toward_one=True)), None
 
 
 def frobenius(xp: Any, x: Array) -> Array:

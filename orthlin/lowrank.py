@@ -70,8 +70,8 @@ def lowrank_orth(
         previous right factor W is a warm start, worth one power iteration at no cost.
     method : {"auto", "exact"}
         "exact": two QR factorizations and the polar factor of the small triangular factor.  "auto": for single
-        precision two r x r Gram matrices in float64, and on the host "exact" where they are not enough; "exact" for
-        double precision, and where there is no float64.
+        precision two r x r Gram matrices in float64, and on the host "exact" where they are not enough; where a device
+        has no float64, or a slow one, products in float32 up to r = min(m, n)/2; "exact" for the rest.
     tol : float, optional
         Bring every singular value of the block :math:`Q^H G` of at least tol/10 times its Schatten 4-norm within `tol`
         of one; smaller ones end in [0, 1 + tol].  The r x r work falls from about 80 products to 13 (0.1) or 21 (0.01).
@@ -123,7 +123,7 @@ def lowrank_orth(
 
     def dense(Q: Array, C: Array) -> tuple[Array]:
         Q, M, C = rooted(xp, Q, C, way)
-        if G.shape[-2] <= G.shape[-1] and M.dtype == C.dtype:
+        if M is not None and G.shape[-2] <= G.shape[-1] and M.dtype == C.dtype:
             left, right = Q @ M, C
         else:
             left, right = Q, multiplied(xp, M, C)

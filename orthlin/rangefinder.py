@@ -151,7 +151,7 @@ def _sketched(xp: Any, X: Array, s: Array | None, width: int, kind: str, test_ma
     """A Omega for a test matrix of `width` columns; one draw serves every matrix of a stack."""
     n = X.shape[-1]
     if test_matrix is not None:
-        omega = times(*in_range(xp, test_matrix, "test_matrix", keep=_SAFE))
+        omega = times(*in_range(xp, test_matrix, "test_matrix", keep=_SAFE, subnormal=False))
     elif kind == "columns":
         return times(be.working(xp, xp.take(X, sk.columns(n, width, like=X, rng=rng), axis=-1)), s)
     else:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "orthlin"
 LAYERS = (
     {"errors", "_minimax"},
     {"_backend.arrays", "_backend.libraries", "_schedule"},
-    {"_backend.derivative", "_backend.linalg", "_backend.random", "_backend.settings"},
+    {"_backend.derivative", "_backend.linalg", "_backend.loop", "_backend.random", "_backend.settings"},
     {"_backend.powers"},
     {"_backend"},
     {"_checks", "_scaling", "schedules"},

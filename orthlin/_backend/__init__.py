@@ -24,6 +24,7 @@ from orthlin._backend.arrays import (
     is_half,
     is_host,
     is_number,
+    is_single,
     kind,
     namespace,
     scalar,
@@ -46,8 +47,10 @@ from orthlin._backend.linalg import (
     inv_lower,
     large_product,
     reduced,
+    scaled,
     svd,
 )
+from orthlin._backend.loop import repeat
 from orthlin._backend.powers import (
     KEEP,
     NOT_FINITE,
@@ -68,8 +71,8 @@ __all__ = [
     "KEEP", "NOT_FINITE", "PRECISIONS", "Array", "Arrays", "Library", "Source", "add_product", "adjoint",
     "bound_device", "cholesky", "choose", "clipped", "column_squares", "constant", "convert", "counter", "device",
     "differentiable", "eigh", "eps", "exponent_bound", "eye_like", "factor", "filled", "flushes_subnormals", "gram",
-    "installed", "inv", "inv_lower", "is_complex", "is_dense", "is_half", "is_host", "is_number", "kind",
+    "installed", "inv", "inv_lower", "is_complex", "is_dense", "is_half", "is_host", "is_number", "is_single", "kind",
     "large_product", "largest_exponent", "ldexp", "max_exponent", "namespace", "nonzero", "own_settings",
-    "power_factor", "random_source", "reduced", "safe_factor", "scalar", "settings", "stream", "svd", "transfer",
-    "wide_dtype", "working",
+    "power_factor", "random_source", "reduced", "repeat", "safe_factor", "scalar", "scaled", "settings", "stream",
+    "svd", "transfer", "wide_dtype", "working",
 ]  # fmt: skip

@@ -130,6 +130,11 @@ def is_half(xp: Any, x: Array) -> bool:
     return bits(xp, x) == 16
 
 
+def is_single(xp: Any, x: Array) -> bool:
+    """Whether `x` has single precision."""
+    return bits(xp, x) == 32
+
+
 def eps(xp: Any, x: Array) -> float:
     """Machine epsilon of the dtype of `x`."""
     return _kind(xp, x).eps
@@ -145,12 +150,12 @@ def convert(xp: Any, x: Array, dtype: DType) -> Array:
     return xp.astype(x, dtype, copy=False)
 
 
-def wide_dtype(xp: Any, x: Array) -> DType | None:
-    """Twice as precise dtype of the same kind as single-precision `x`, None where there is none."""
+def wide_dtype(xp: Any, x: Array, *, fast: bool = False) -> DType | None:
+    """Twice as precise dtype of the same kind as single-precision `x`, None where there is none, or no `fast` one."""
     if bits(xp, x) > 32:
         return None
     if compat.is_torch_array(x):
-        available = x.device.type != "mps"
+        available = x.device.type != "mps" and not (fast and x.device.type == "cuda" and _slow_double(x.device.index))
     elif compat.is_jax_array(x):
         import jax
 
@@ -161,3 +166,17 @@ def wide_dtype(xp: Any, x: Array) -> DType | None:
     if not available:
         return None
     return xp.complex128 if is_complex(xp, x) else xp.float64
+
+
+# CUDA C++ Programming Guide, table of arithmetic throughput: half the rate of single precision on P100, V100, A100,
+# H100 and H200, B200; 1/32 or 1/64 on everything else, GeForce, L4, L40, T4 and B300 (capability 10.3) among them.
+_FAST_DOUBLE = frozenset({(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)})
+_FAST_DOUBLE_HIP = 9  # major version of AMD's CDNA and the Instinct cards before it
+
+
+@cache
+def _slow_double(index: int | None) -> bool:
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(index)
+    return major != _FAST_DOUBLE_HIP if torch.version.hip else (major, minor) not in _FAST_DOUBLE

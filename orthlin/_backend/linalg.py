@@ -86,8 +86,12 @@ def add_product(xp: Any, beta: float, c: Array, alpha: float, a: Array, b: Array
     if compat.is_torch_array(c) and c.ndim in (2, 3) and not (hermitian and _by_halves(a)):
         fused = c.addmm if c.ndim == 2 else c.baddbmm
         return fused(a, b, beta=beta, alpha=alpha)
-    product = gram(xp, a) if hermitian else a @ b
-    return beta * c + (product if alpha == 1 else alpha * product)
+    return scaled(beta, c) + scaled(alpha, gram(xp, a) if hermitian else a @ b)
+
+
+def scaled(alpha: float, x: Array) -> Array:
+    """Alpha X, without a call where alpha is the number one."""
+    return x if isinstance(alpha, float) and alpha == 1 else alpha * x
 
 
 def column_squares(xp: Any, x: Array) -> Array:
@@ -212,6 +216,11 @@ def inv_lower(xp: Any, a: Array, one: Array | None = None) -> Array:
         import torch
 
         return torch.linalg.solve_triangular(a, eye_like(xp, a, n) if one is None else one, upper=False)
+    if compat.is_jax_array(a):
+        from jax.lax.linalg import triangular_solve
+
+        one = xp.broadcast_to(eye_like(xp, a, n) if one is None else one, a.shape)
+        return triangular_solve(a, one, left_side=True, lower=True)
     if n <= 32 or compat.is_cupy_array(a):
         return inv(xp, a)
     h = n // 2

@@ -54,8 +54,14 @@ def _largest(xp: Any, x: Array) -> Array:
     if is_host(x):
         ends = [end for p in _parts(xp, x) for end in (xp.max(p, **_MATRIX), -xp.min(p, **_MATRIX))]
     else:
-        ends = [xp.linalg.vector_norm(p, ord=inf, **_MATRIX) for p in _parts(xp, x)]
+        ends = [_maximum_norm(xp, p) for p in _parts(xp, x)]
     return working(xp, reduce(xp.maximum, ends))
+
+
+def _maximum_norm(xp: Any, x: Array) -> Array:
+    if compat.is_jax_array(x):  # its norm is the same in twice the operations
+        return xp.max(xp.abs(x), **_MATRIX)
+    return xp.linalg.vector_norm(x, ord=inf, **_MATRIX)
 
 
 def nonzero(xp: Any, x: Array) -> Array:
@@ -103,10 +109,10 @@ def safe_factor(xp: Any, x: Array, spare: int = KEEP) -> Array:
 def power_factor(xp: Any, top: Array, x: Array, spare: int = KEEP) -> Array:
     """Power of two in the dtype of `x` that takes finite sizes `top` of its matrices next to one, as far as it may."""
     reach = _layout(xp, x).bias - 1 - spare
-    if compat.is_torch_array(top):  # in the bits of the number itself: a few calls for a launch each
+    if compat.is_torch_array(top) or compat.is_jax_array(top):  # in the bits of the number itself: a few calls
         kind = _layout(xp, top)
         field = 2 * kind.bias - 1 - (top.view(kind.integer) >> kind.fraction)
-        power = (field.clamp(kind.bias - reach, kind.bias + reach) << kind.fraction).view(top.dtype)
+        power = (field.clip(kind.bias - reach, kind.bias + reach) << kind.fraction).view(top.dtype)
     else:
         e = xp.where(xp.isfinite(top), -_exponent(xp, top), 0)
         power = _power(xp, top, clipped(xp, e, reach))
@@ -124,10 +130,13 @@ def clipped(xp: Any, e: Array, bound: int) -> Array:
     return xp.minimum(xp.maximum(e, -limit), limit)
 
 
-def ldexp(xp: Any, x: Array, e: Array) -> Array:
-    """X * 2^e, exact up to underflow, for |e| up to twice `exponent_bound`; x not of half precision."""
+def ldexp(xp: Any, x: Array, e: Array, *, toward_one: bool = False) -> Array:
+    """X * 2^e, exact up to underflow, for |e| up to twice `exponent_bound`; x not of half precision.
+
+    `toward_one` says that no finite result exceeds one: subnormal ones may then be zero.
+    """
     if compat.is_jax_array(x):
-        return differentiable(xp, lambda x, e: (_jax_ldexp(xp, x, e),), _ldexp_rule, x, e)[0]
+        return differentiable(xp, lambda x, e: (_jax_ldexp(xp, x, e, toward_one),), _ldexp_rule, x, e)[0]
     bound = exponent_bound(xp, x)
     if not is_host(x) or largest_exponent(xp, e) > bound:
         return _in_two_steps(xp, x, e)
@@ -166,10 +175,10 @@ def _jax_max_exponent(xp: Any, parts: tuple[Array, ...]) -> Array:
     bits = [_magnitude(bitcast_convert_type(p, kind.integer)) for p in parts]
     # the order of |x| is the order of its bits
     top = reduce(xp.maximum, [xp.max(b, axis=(-2, -1), keepdims=True) for b in bits])
-    field = top >> kind.fraction
-    subnormal = xp.frexp(xp.astype(top, parts[0].dtype))[1] + 1 - kind.bias - kind.fraction
-    e = xp.where(field > 0, field + 1 - kind.bias, xp.where(top > 0, subnormal, 0))
-    return xp.astype(xp.where(field > 2 * kind.bias, NOT_FINITE, e), xp.int32)
+    subnormal, number = _normal(xp, kind, top, parts[0].dtype)
+    e = (number >> kind.fraction) + xp.where(subnormal, 2 - 2 * kind.bias - kind.fraction, 1 - kind.bias)
+    e = xp.where(top == 0, 0, e)
+    return xp.astype(xp.where(top >= _infinity(kind), NOT_FINITE, e), xp.int32)
 
 
 def _magnitude(bits: Array) -> Array:
@@ -177,26 +186,48 @@ def _magnitude(bits: Array) -> Array:
     return bits & ((1 << 8 * bits.dtype.itemsize - 1) - 1)
 
 
-def _jax_ldexp(xp: Any, x: Array, e: Array) -> Array:
+def _infinity(kind: _Float) -> int:
+    return 2 * kind.bias + 1 << kind.fraction
+
+
+def _normal(xp: Any, kind: _Float, magnitude: Array, dtype: Any) -> tuple[Array, Array]:
+    """Whether a magnitude, given by its bits, is subnormal, and the bits of a normal number to work with.
+
+    A subnormal number is its bits, as an integer, times 2^(1 - bias - fraction).
+    """
+    from jax.lax import bitcast_convert_type
+
+    subnormal = magnitude < 1 << kind.fraction
+    return subnormal, xp.where(subnormal, bitcast_convert_type(xp.astype(magnitude, dtype), kind.integer), magnitude)
+
+
+def _jax_ldexp(xp: Any, x: Array, e: Array, toward_one: bool) -> Array:
     """The same in integers, subnormal results included, rounded to the nearest."""
     from jax.lax import bitcast_convert_type, complex
 
     if is_complex(xp, x):
-        return complex(_jax_ldexp(xp, xp.real(x), e), _jax_ldexp(xp, xp.imag(x), e))
-    integer, fraction, bias = _layout(xp, x)
-    one = xp.asarray(1, integer)
-    infinity = 2 * bias + 1 << fraction
-    bits = bitcast_convert_type(x, integer)
-    magnitude, e = _magnitude(bits), xp.astype(e, integer)
-    # a subnormal number is its bits, as an integer, times 2^(1 - bias - fraction)
-    subnormal = magnitude >> fraction == 0
-    number = xp.where(subnormal, bitcast_convert_type(xp.astype(magnitude, x.dtype), integer), magnitude)
-    e = xp.where(subnormal, e + 1 - bias - fraction, e)
-    field = (number >> fraction) + e
-    normal = xp.where(field > 2 * bias, infinity, number + (e << fraction))
-    mantissa = number & (one << fraction) - 1 | one << fraction
-    shift = xp.clip(1 - field, 1, fraction + 2)
-    rounded = mantissa + (one << shift - 1) - 1 + (mantissa >> shift & 1) >> shift
-    result = xp.where(field > 0, normal, rounded)
-    result = xp.where((magnitude == 0) | (magnitude >= infinity), magnitude, result)
+        return complex(*(_jax_ldexp(xp, part, e, toward_one) for part in _parts(xp, x)))
+    kind = _layout(xp, x)
+    bits = bitcast_convert_type(x, kind.integer)
+    magnitude, e = _magnitude(bits), xp.astype(e, kind.integer)
+    subnormal, number = _normal(xp, kind, magnitude, x.dtype)
+    e = xp.where(subnormal, e + (1 - kind.bias - kind.fraction), e)
+    field = (number >> kind.fraction) + e
+    result = number + (e << kind.fraction)
+    if toward_one:
+        result = xp.where(field > 0, result, 0)
+    else:
+        result = xp.where(field > 2 * kind.bias, _infinity(kind), result)
+        result = xp.where(field > 0, result, _units(xp, kind, number, field, x.dtype))
+        result = xp.where((magnitude == 0) | (magnitude >= _infinity(kind)), magnitude, result)
     return bitcast_convert_type(result | bits ^ magnitude, x.dtype)
+
+
+def _units(xp: Any, kind: _Float, number: Array, field: Array, dtype: Any) -> Array:
+    """A number in units of the smallest one, rounded, which are its bits where its exponent field is below one."""
+    from jax.lax import RoundingMethod, bitcast_convert_type, round
+
+    _, fraction, bias = kind
+    exponent = xp.maximum(field, -fraction - 1) + (bias + fraction - 1)  # below a quarter of a unit all are alike
+    units = bitcast_convert_type(number & (1 << fraction) - 1 | exponent << fraction, dtype)
+    return xp.astype(round(units, RoundingMethod.TO_NEAREST_EVEN), kind.integer)
