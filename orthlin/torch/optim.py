@@ -83,10 +83,10 @@ class LowRankMuon(Orthogonal):
 
     Notes
     -----
-    Matrices of one shape are stacked and stepped along together.  For finite gradients on the CPU one such stack is
-    the only large temporary, else there are three.  Under ``torch.compile`` a step runs as it is, uncompiled, and under
-    autocast as outside.  A matrix whose gradient has become zero goes on for less than 1/(1 - beta) steps in all: each
-    is beta times the one before.  A step that is refused has changed nothing.
+    Matrices of one shape, in all groups of the same options, are stacked and stepped along together; such a stack is
+    the only large temporary, unless its entries are far out of range.  Under ``torch.compile`` a step runs as it is,
+    uncompiled, and under autocast as outside.  A matrix whose gradient has become zero goes on for less than
+    1/(1 - beta) steps in all: each is beta times the one before.  A step that is refused has changed nothing.
     Cost: 6 m n r flops a matrix and O((m + n) r^2); state: a momentum of m n and, for a warm start, r n numbers.
 
     References
