@@ -9,7 +9,7 @@ from orthlin import _backend as be
 from orthlin import _checks as check
 from orthlin import sketch as sk
 from orthlin._factors import Way, block, multiplied, rooted
-from orthlin._scaling import Seen, scaled, seen, times
+from orthlin._scaling import Seen, in_sight, seen, times
 from orthlin.errors import OptionError, RankError
 from orthlin.polar import orthogonalize
 from orthlin.rangefinder import powered, powered_sketch
@@ -143,7 +143,7 @@ class Recipe:
         if sight is None:
             sight = seen(xp, U)
             U = xp.where(sight.finite, U, xp.zeros_like(U))
-        X, s = scaled(xp, U, sight)
+        X, s = in_sight(xp, U, sight)
         r = self.width(X.shape, step)
         if r is None:
             if self.schedule is None:

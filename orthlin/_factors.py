@@ -95,7 +95,10 @@ def _orthonormal(xp: Any, Y: Array) -> Array:
 
 
 def _near_one(xp: Any, x: Array) -> Array:
-    """`x` over its largest entry, so that squares stay in range; what that rounds is a backward error."""
+    """`x` over its largest entry, so that squares stay in range; what that rounds is a backward error.
+
+    A power of two would round nothing and takes JAX more operations.
+    """
     top = be.constant(xp.max(xp.abs(x), axis=(-2, -1), keepdims=True))
     return x / be.convert(xp, top + 2.0 ** -be.exponent_bound(xp, x), x.dtype)  # zero is divided by it too
 

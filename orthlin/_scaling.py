@@ -77,7 +77,7 @@ def seen(xp: Any, x: Array) -> Seen:
     return Seen(finite, None, None, None if host and be.largest_exponent(xp, e) <= be.KEEP else e)
 
 
-def scaled(xp: Any, x: Array, sight: Seen) -> tuple[Array, Array | None]:
+def in_sight(xp: Any, x: Array, sight: Seen) -> tuple[Array, Array | None]:
     """X = 2^-e A and a factor s, as `in_range` has them, of finite matrices that have been seen."""
     if sight.top is not None:
         return x, be.power_factor(xp, xp.sqrt(sight.top), x)

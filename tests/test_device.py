@@ -6,11 +6,28 @@ import numpy as np
 import pytest
 import torch
 from fakedevice import DEVICE, WAITS, record
-from routines import ALL, FUNCTIONS, GPT2, OPTIMIZERS, RANK, STEPPERS, TABLE, TALL, WAITING, WIDE, entry, measure, of
+from routines import (
+    ALL,
+    FUNCTIONS,
+    GPT2,
+    OPTIMIZERS,
+    RANK,
+    STACK,
+    STEPPERS,
+    TABLE,
+    TALL,
+    WAITING,
+    WIDE,
+    entry,
+    measure,
+    of,
+)
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 import orthlin
-from orthlin import sketch
+from orthlin import _backend as be
+from orthlin import schedules, sketch
+from orthlin._direction import Recipe
 from orthlin.torch import LowRankMuon
 
 REAL = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -53,6 +70,27 @@ def test_no_step_waits_in_any_dtype(name, dtype):
 def test_the_table_has_nothing_else():
     assert list(CALLS) == list(ALL)
     assert set(GPT2) <= {name for name, found in CALLS.items() if "passes" in found}
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_a_schedule_runs_in_the_precision_asked_for(precision):
+    made = []
+
+    def prepare(A):
+        recipe, U = Recipe(schedule=schedules.muon(), precision=precision), A(*STACK)
+        return lambda: made.append(recipe.direction(be.namespace(U), U, None, 0, "w").X.dtype)
+
+    record(prepare)
+    assert made == [torch.bfloat16 if precision == "medium" else torch.float32]
+
+
+def test_a_parameter_without_entries_is_stepped_along():
+    def prepare(A):
+        p = torch.nn.Parameter(A(0, WIDE[1]))
+        p.grad = torch.empty_like(p)
+        return LowRankMuon([p], lr=1e-3, rank=RANK).step
+
+    assert not record(prepare).faults
 
 
 # What is documented to wait ----------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def options_of(group: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def update(batch: Batch) -> None:
-    """Step of a batch; all it makes of its size, for finite gradients on the CPU, is one stack."""
+    """Step of a batch; all it makes of its size is one stack, unless entries are far out of range."""
     with be.settings(batch.pieces[0].weight):
         _update(*batch)
 
@@ -223,7 +223,8 @@ def _fading(pieces: list[Piece], counts: list[int], finite: Tensor, beta: float)
         moved = torch.cat([be.nonzero(xp, p.gradient) for p in pieces])
     else:
         matrices = [g for p in pieces for g in p.gradient.unbind()]
-        moved = torch.stack(torch._foreach_norm(matrices, float("inf"))).ne(0).view(-1, 1, 1)
+        # the 1-norm, as the largest entry of nothing is an error
+        moved = torch.stack(torch._foreach_norm(matrices, 1)).ne(0).view(-1, 1, 1)
     shares = faded(xp, torch.cat([p.fading for p in pieces]).view(-1, 1, 1), moved, beta, finite)
     torch._foreach_copy_([p.fading for p in pieces], list(shares.view(-1).split(counts)))
     return shares
@@ -286,8 +287,11 @@ def _spectrum(d: Direction) -> Tensor:
     """Captured energy ||B||_F^2/||U||_F^2 and stable rank ||U||_F^2/||U||_2^2, a row for each matrix."""
     if d.B is None:
         return torch.full((d.X.shape[0], 2), torch.nan, dtype=torch.float32, device=d.X.device)
-    squares = torch.linalg.vector_norm(d.X, dim=(-2, -1)) ** 2
-    S = d.B @ d.B.mH
+    xp = be.namespace(d.X)
+    squares = be.column_squares(xp, d.X).sum(dim=(-2, -1))
+    wide = None if be.is_host(d.X) else be.wide_dtype(xp, d.X)  # on devices the entries are of any size
+    B = d.B.to(wide or d.B.dtype)
+    S = B @ B.mH
     size = torch.linalg.matrix_norm(S, keepdim=True)
     # ||S^8||_F / ||S^4||_F is the 4th power of the largest eigenvalue, up to 4th powers of the others' ratios to it
     S4 = torch.linalg.matrix_power(S / size, 4)
