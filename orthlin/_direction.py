@@ -9,10 +9,10 @@ from orthlin import _backend as be
 from orthlin import _checks as check
 from orthlin import sketch as sk
 from orthlin._factors import Way, block, multiplied, rooted
-from orthlin._scaling import finite_scale
+from orthlin._scaling import Seen, scaled, seen, times
 from orthlin.errors import OptionError, RankError
 from orthlin.polar import orthogonalize
-from orthlin.rangefinder import powered_sketch
+from orthlin.rangefinder import powered, powered_sketch
 from orthlin.schedules import Schedule
 
 Array = Any
@@ -21,15 +21,16 @@ Rank = int | float | Callable[[Any], int | float] | None
 SCALES = ("none", "spectral", "rms", "rms_rank", "nuclear")
 RMS = 0.2  # root mean square of the entries of a step of AdamW
 # A tail below this share of a column's square is put back in proportion to its size: at the level of rounding it is
-# noise.
-TAIL_FLOOR = 1e-4
+# noise.  The rounding of products in bfloat16 is larger.
+TAIL_FLOOR = {"highest": 1e-4, "medium": 1e-2}
+_SMALLEST = 2.0**-220  # square of a column below which it is likewise: no factor comes near to overflow
 
 
 class Direction(NamedTuple):
     """O = X c + Q V for finite X, c a row of column factors (just X if Q is None), and what comes with it.
 
-    `right` is the next warm start; the part of the input that was captured is 2^e Q B; `length` is the step
-    scaling; `finite` tells the matrices whose input was finite, the others have X = 0.
+    `right` is the next warm start; the part of the input that was captured is Q B, times 2^e if e is given;
+    `length` is the step scaling; `finite` tells the matrices whose input was finite, the others have X = 0.
     """
 
     X: Array
@@ -38,7 +39,7 @@ class Direction(NamedTuple):
     V: Array | None
     right: Array | None
     B: Array | None
-    e: Array
+    e: Array | None
     length: Array | float
     finite: Array
 
@@ -47,6 +48,10 @@ class Direction(NamedTuple):
         if self.Q is None:
             return self.X
         return self.Q @ self.V if self.c is None else self.c * self.X + self.Q @ self.V
+
+    def captured(self, xp: Any) -> Array:
+        """Return the factor B of the captured part Q B, in units of the input."""
+        return self.B if self.e is None or self.B is None else be.ldexp(xp, self.B, self.e)
 
 
 def tail_weight(r: int, k: int) -> float:
@@ -80,6 +85,7 @@ class Recipe:
     warm_start: bool = False
     tail: float | str = 0.0
     tol: float | None = None
+    precision: str = "highest"
     scale: str = "none"
     schedule: Schedule | None = None
     seed: int = 0
@@ -90,6 +96,7 @@ class Recipe:
         check.count(self.n_iter, "n_iter")
         check.option(self.sketch, "sketch", sk.KINDS)
         check.flag(self.warm_start, "warm_start")
+        check.option(self.precision, "precision", be.PRECISIONS)
         check.option(self.scale, "scale", SCALES)
         check.count(self.seed, "seed")
         if not (self.schedule is None or isinstance(self.schedule, Schedule)):
@@ -126,30 +133,54 @@ class Recipe:
         n = like.shape[-1]
         return sk.gaussian(n, count, like=like, rng=be.stream(self.seed, name, step, like)).mT / math.sqrt(n)
 
-    def direction(self, xp: Any, U: Array, right: Array | None, step: Any, name: str) -> Direction:
-        """Direction of U, which may hold matrices that are not finite; theirs is zero."""
-        X, e, finite = finite_scale(xp, U)
+    def direction(
+        self, xp: Any, U: Array, right: Array | None, step: Any, name: str, sight: Seen | None = None
+    ) -> Direction:
+        """Direction of U; the matrices that are not finite have the direction zero.
+
+        With a `sight` of U, they have been made zero already.
+        """
+        if sight is None:
+            sight = seen(xp, U)
+            U = xp.where(sight.finite, U, xp.zeros_like(U))
+        X, s = scaled(xp, U, sight)
         r = self.width(X.shape, step)
         if r is None:
-            O = orthogonalize(X) if self.schedule is None else orthogonalize(X, schedule=self.schedule)
-            length = self._length(xp, X.shape, None, e, lambda: _inner(xp, O, X))
-            return Direction(O, None, None, None, right, None, e, length, finite)
-        omega = None if right is None else be.adjoint(xp, self.resized(xp, right, r, step, name))
-        rng = be.stream(self.seed, name, step, X) if omega is None else None
-        Y = powered_sketch(xp, X, None, r, self.n_iter, "qr", self.sketch, omega, rng)
+            if self.schedule is None:
+                O = orthogonalize(X)
+            else:
+                O = orthogonalize(be.reduced(xp, X, self.precision), schedule=self.schedule)
+            length = self._length(xp, X.shape, None, sight.e, lambda: _inner(xp, be.convert(xp, O, X.dtype), X))
+            return Direction(O, None, None, None, right, None, sight.e, length, sight.finite)
+        large = be.reduced(xp, X, self.precision)
+        if right is None:
+            rng = be.stream(self.seed, name, step, X)
+            Y = powered_sketch(xp, large, s, r, self.n_iter, "qr", self.sketch, None, rng)
+        else:  # rows of length about one, which need no scaling
+            right = self.resized(xp, right, r, step, name)
+            Y = be.large_product(xp, large, times(be.adjoint(xp, right), s))
+            Y = powered(xp, large, s, Y, self.n_iter)
         way = Way(r, self.tol)
-        Q, B = block(xp, X, None, Y, way)
+        Q, B = block(xp, large, s, Y, way)
         W = multiplied(xp, *rooted(xp, Q, B, way)[1:])
-        c, V, rest = self._with_tail(xp, X, B, W, r)
-        warm = None if omega is None else _refilled(xp, W, be.adjoint(xp, omega))
-        length = self._length(xp, X.shape, r, e, lambda: _inner(xp, W, B) + rest)
-        return Direction(X, c, Q, V, warm, B, e, length, finite)
+        B = B if s is None else B * (1.0 / s)
+        c, V, rest = self._with_tail(xp, X, B, W, r, sight.squares)
+        warm = None if right is None else _refilled(xp, W, right)
+
+        def inner() -> Array:
+            found = _inner(xp, W, B)
+            return found if c is None else found + be.convert(xp, rest(), found.dtype)
+
+        length = self._length(xp, X.shape, r, sight.e, inner)
+        return Direction(X, c, Q, V, warm, B, sight.e, length, sight.finite)
 
     def alpha(self, r: int, k: int) -> float:
         """Weight of the tail at rank r of k."""
         return tail_weight(r, k) if self.tail == "auto" else float(self.tail)
 
-    def _with_tail(self, xp: Any, X: Array, B: Array, W: Array, r: int) -> tuple[Array | None, Array, Array | float]:
+    def _with_tail(
+        self, xp: Any, X: Array, B: Array, W: Array, r: int, squares: Array | None
+    ) -> tuple[Array | None, Array, Callable[[], Array]]:
         """Return c, W - B c and <X, T c> for the tail T = X - Q B, so that Q W + T c = X c + Q (W - B c).
 
         c = alpha sqrt((k - r)/n)/||t_j|| for every column t_j, and ||t_j||^2 = ||x_j||^2 - ||b_j||^2, a difference that
@@ -158,24 +189,22 @@ class Recipe:
         k = min(X.shape[-2:])
         alpha = self.alpha(r, k)
         if alpha == 0:
-            return None, W, 0.0
-        total = be.column_squares(xp, X)
-        rest = xp.maximum(total - be.column_squares(xp, B), xp.zeros_like(total))
-        safe = xp.maximum(rest, TAIL_FLOOR * total)
-        safe = xp.where(safe > 0, safe, xp.ones_like(safe))
-        c = alpha * math.sqrt((k - r) / X.shape[-1]) / xp.sqrt(safe)
-        inner = xp.sum(c * rest, axis=-1, keepdims=True)
-        c = be.convert(xp, c, X.dtype)
-        return c, W - c * B, inner
+            return None, W, lambda: W
+        total = be.column_squares(xp, X) if squares is None else squares
+        rest = total - be.column_squares(xp, B)
+        least = TAIL_FLOOR[self.precision] * total + max(_SMALLEST, 2.0 ** -be.exponent_bound(xp, total))
+        c = alpha * math.sqrt((k - r) / X.shape[-1]) / xp.sqrt(xp.maximum(rest, least))
+        factors = be.convert(xp, c, X.dtype)
+        return factors, W - factors * B, lambda: xp.sum(c * rest, axis=-1, keepdims=True)
 
     def _length(
-        self, xp: Any, shape: tuple[int, ...], r: int | None, e: Array, inner: Callable[[], Array]
+        self, xp: Any, shape: tuple[int, ...], r: int | None, e: Array | None, inner: Callable[[], Array]
     ) -> Array | float:
         """Multiplier of the learning rate; `inner` computes 2^-e <U, O>."""
         m, n = shape[-2:]
         k = min(m, n)
         if self.scale == "nuclear":
-            return be.ldexp(xp, inner(), e)
+            return inner() if e is None else be.ldexp(xp, inner(), e)
         if self.scale == "rms_rank" and k:
             size = k if r is None else r + self.alpha(r, k) ** 2 * (k - r)  # ||O||_F^2
             return RMS * math.sqrt(m * n / size)
@@ -198,19 +227,17 @@ def _refilled(xp: Any, W: Array, old: Array) -> Array:
 
     A warm start made of W alone could never find them again; from zero it could find nothing.
     """
-    return W + old - be.gram(xp, W) @ old
+    return be.add_product(xp, 1.0, W + old, -1.0, be.gram(xp, W), old)
 
 
-def faded(xp: Any, fading: Array | None, G: Array, beta: Any, finite: Array) -> Array | None:
-    """Next share of a full step that a matrix goes: one, and beta times as much in every step without a gradient.
+def faded(xp: Any, fading: Array, moved: Array, beta: Any, finite: Array) -> Array:
+    """Next share of a full step that a matrix goes: one if it has `moved`, without a gradient beta times as much.
 
     A momentum that only decays has the same direction for ever.  So the way that is still gone is at most
     1/(1 - beta) steps, as with the momentum of gradient descent.
     """
-    if fading is None:
-        return None
     less = be.factor(xp, beta, fading) * fading
-    return xp.where(finite, xp.where(be.nonzero(xp, G), xp.ones_like(fading), less), fading)
+    return xp.where(finite, xp.where(moved, xp.ones_like(fading), less), fading)
 
 
 def real_product(xp: Any, x: Array, y: Array) -> Array:

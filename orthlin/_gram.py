@@ -28,14 +28,15 @@ _LOWER = 0.1  # smallest singular value that a tolerance serves, in units of the
 def basis(xp: Any, Y: Array, *, exact: bool) -> Array:
     """Orthonormal columns Q = Y K that span the range of Y, by a Cholesky factorization that cannot fail.
 
-    With W = Y^H Y and L L^H = W/t + s I, K = L^-H/sqrt(t): directions of Y below sqrt(s) are damped, and lifted again
-    by the polish as far as they are more than rounding noise.  Without `exact` they stay damped.
+    With W = Y^H Y and L L^H = W + s I, K = L^-H: directions of Y below sqrt(s) are damped, and lifted again by the
+    polish as far as they are more than rounding noise.  Without `exact` they stay damped.
     """
     Y = _wide(xp, Y)
-    W, t = _normal(xp, be.adjoint(xp, Y), _top)
+    W = be.gram(xp, be.adjoint(xp, Y))
     one = be.eye_like(xp, W, W.shape[-1])
-    L = be.cholesky(xp, W + _SHIFT * be.eps(xp, W) * one, definite=True)
-    Q = Y @ be.adjoint(xp, be.inv_lower(xp, L, one) / t)
+    shift = _SHIFT * be.eps(xp, W) * _size(xp, W, _frobenius)
+    L = be.cholesky(xp, W + be.convert(xp, shift, W.dtype) * one, definite=True)
+    Q = Y @ be.adjoint(xp, be.inv_lower(xp, L, one))
     return Q @ _polish(xp, be.gram(xp, be.adjoint(xp, Q)), one) if exact else Q
 
 
@@ -136,8 +137,13 @@ def _frobenius(xp: Any, S: Array) -> Array:
     return xp.linalg.matrix_norm(S, keepdims=True)
 
 
+def _size(xp: Any, S: Array, size: Callable[[Any, Array], Array]) -> Array:
+    """`size` of a positive semidefinite S, not zero."""
+    return size(xp, S) + 2.0 ** -be.exponent_bound(xp, S)
+
+
 def _normal(xp: Any, C: Array, size: Callable[[Any, Array], Array]) -> tuple[Array, Array]:
     """C C^H divided by the square of its size, a bound of the largest eigenvalue, and the root of that bound."""
     S = be.gram(xp, C)
-    t = size(xp, S) + 2.0 ** -be.exponent_bound(xp, S)  # zero is divided by it too
+    t = _size(xp, S, size)
     return S / be.convert(xp, t, S.dtype), be.convert(xp, xp.sqrt(t), S.dtype)

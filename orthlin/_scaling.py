@@ -1,6 +1,6 @@
 """Range-safe norms and exact scaling by powers of two."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from orthlin import _backend as be
 from orthlin.errors import NonFiniteError
@@ -48,15 +48,40 @@ def times(x: Array, s: Array | None) -> Array:
     return x if s is None else x * s
 
 
-def finite_scale(xp: Any, x: Array) -> tuple[Array, Array, Array]:
-    """`unit_scale` that raises nothing: X is zero where a matrix is not finite; and which ones are, (..., 1, 1)."""
+class Seen(NamedTuple):
+    """What one pass over matrices tells: which are finite, (..., 1, 1), and how large they are, zero if not finite.
+
+    On devices with double precision `squares` are those of the norms of the columns, (..., 1, n), which no matrix in
+    single precision overflows, and `top` the largest of them, whatever it is; elsewhere `e` is the exponent to scale
+    by, (..., 1, 1), None where nothing needs it.
+    """
+
+    finite: Array
+    squares: Array | None
+    top: Array | None
+    e: Array | None
+
+
+def seen(xp: Any, x: Array) -> Seen:
+    """Look at matrices that may hold NaN or infinity."""
+    host = be.is_host(x)
+    if not host and not be.flushes_subnormals(x) and be.wide_dtype(xp, x) is not None and 0 not in x.shape:
+        squares = be.column_squares(xp, x)
+        top = xp.max(squares, axis=-1, keepdims=True)
+        finite = top < xp.inf
+        return Seen(finite, xp.where(finite, squares, xp.zeros_like(squares)), top, None)
     e = be.max_exponent(xp, x)
     finite = e != be.NOT_FINITE
-    if not (be.is_host(x) and bool(xp.all(finite))):
-        x, e = xp.where(finite, x, xp.zeros_like(x)), xp.where(finite, e, xp.zeros_like(e))
-    elif be.largest_exponent(xp, e) <= be.KEEP:
-        return x, 0 * e, finite
-    return be.ldexp(xp, x, -e, toward_one=True), e, finite
+    if not (host and bool(xp.all(finite))):
+        e = xp.where(finite, e, xp.zeros_like(e))
+    return Seen(finite, None, None, None if host and be.largest_exponent(xp, e) <= be.KEEP else e)
+
+
+def scaled(xp: Any, x: Array, sight: Seen) -> tuple[Array, Array | None]:
+    """X = 2^-e A and a factor s, as `in_range` has them, of finite matrices that have been seen."""
+    if sight.top is not None:
+        return x, be.power_factor(xp, xp.sqrt(sight.top), x)
+    return (x if sight.e is None else be.ldexp(xp, x, -sight.e, toward_one=True)), None
 
 
 def frobenius(xp: Any, x: Array) -> Array:

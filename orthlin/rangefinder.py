@@ -1,7 +1,6 @@
 """Randomized range finder: sketch, QR, power iterations, posterior error estimate, adaptive rank."""
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -136,8 +135,15 @@ def powered_sketch(
     precision: str = "highest",
 ) -> Array:
     """(A A^H)^q A Omega for A = s X, its columns not orthonormal."""
+    Y = _sketched(xp, X, s, width, kind, test_matrix, rng, precision)
+    return powered(xp, X, s, Y, n_iter, normalizer, precision)
+
+
+def powered(
+    xp: Any, X: Array, s: Array | None, Y: Array, n_iter: int, normalizer: str = "qr", precision: str = "highest"
+) -> Array:
+    """(A A^H)^q Y for A = s X."""
     product = partial(be.large_product, xp, precision=precision)
-    Y = _sketched(xp, X, s, width, kind, test_matrix, rng, product)
     for _ in range(n_iter):
         if normalizer == "qr":
             Z = product(be.adjoint(xp, times(thin_qr(xp, Y)[0], s)), X)
@@ -155,7 +161,7 @@ def _sketched(
     kind: str,
     test_matrix: Array | None,
     rng: Any,
-    product: Callable[[Array, Array], Array],
+    precision: str,
 ) -> Array:
     """A Omega for a test matrix of `width` columns; one draw serves every matrix of a stack."""
     n = X.shape[-1]
@@ -166,7 +172,7 @@ def _sketched(
     else:
         draw = sk.gaussian if kind == "gaussian" else sk.sparse_sign
         omega = draw(n, width, like=X, rng=rng)
-    return product(X, times(omega, s))
+    return be.large_product(xp, X, times(omega, s), precision=precision)
 
 
 @be.own_settings

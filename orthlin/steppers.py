@@ -93,6 +93,7 @@ def muon(
     error_feedback: bool = False,
     tail: float | str = 0.0,
     tol: float | None = None,
+    precision: str = "highest",
     schedule: Schedule | None = None,
     nonfinite: str = "skip",
     seed: int = 0,
@@ -132,6 +133,8 @@ def muon(
         one, sqrt(k).
     tol : float, optional
         How far from one the singular values of a low-rank direction may be, as in :func:`orthlin.lowrank_orth`.
+    precision : {"highest", "medium"}
+        Of the large products on devices, as in :func:`orthlin.lowrank_orth`, and of those of a schedule.
     schedule : Schedule, optional
         How a full direction is orthogonalized; to working precision if it is not given.
     nonfinite : {"skip", "raise"}
@@ -180,7 +183,8 @@ def muon(
     check.option(nonfinite, "nonfinite", ("skip", "raise"))
     for name, value in {"nesterov": nesterov, "cautious": cautious, "error_feedback": error_feedback}.items():
         check.flag(value, name)
-    how: dict[str, Any] = {"n_iter": n_iter, "sketch": sketch, "warm_start": warm_start, "tail": tail, "tol": tol}
+    how: dict[str, Any] = {"n_iter": n_iter, "sketch": sketch, "warm_start": warm_start, "tail": tail}
+    how |= {"tol": tol, "precision": precision}
     recipe = Recipe(rank=rank, scale=scale, schedule=schedule, seed=seed, **how)
     return _stepper(_Rule(recipe, lr, momentum, nesterov, weight_decay, cautious, error_feedback, nonfinite))
 
@@ -196,6 +200,7 @@ def msgd(
     warm_start: bool = False,
     tail: float | str = 0.0,
     tol: float | None = None,
+    precision: str = "highest",
     schedule: Schedule | None = None,
     nonfinite: str = "skip",
     seed: int = 0,
@@ -208,7 +213,7 @@ def msgd(
 
     Parameters
     ----------
-    lr, rank, weight_decay, scale, n_iter, sketch, warm_start, tail, tol, schedule, nonfinite, seed
+    lr, rank, weight_decay, scale, n_iter, sketch, warm_start, tail, tol, precision, schedule, nonfinite, seed
         See :func:`muon`.
 
     Returns
@@ -236,7 +241,7 @@ def msgd(
     True
     """
     rest: dict[str, Any] = {"n_iter": n_iter, "sketch": sketch, "warm_start": warm_start, "tail": tail, "seed": seed}
-    rest |= {"scale": scale, "tol": tol, "schedule": schedule, "nonfinite": nonfinite}
+    rest |= {"scale": scale, "tol": tol, "precision": precision, "schedule": schedule, "nonfinite": nonfinite}
     return muon(lr, rank=rank, momentum=0.0, nesterov=False, weight_decay=weight_decay, **rest)
 
 
@@ -268,9 +273,11 @@ def _stepper(rule: _Rule) -> Stepper:
         if rule.nonfinite == "raise" and be.is_host(G) and not bool(xp.all(d.finite)):
             raise NonFiniteError("G: holds NaN or infinity; remove or replace them first")
         if rule.error_feedback:
-            captured = U if d.Q is None else d.Q @ be.ldexp(xp, d.B, d.e)
+            captured = U if d.Q is None else d.Q @ d.captured(xp)
             M = U - (1 - beta) * captured
-        fading = faded(xp, state.fading, G, rule.momentum, d.finite)
+        fading = state.fading
+        if fading is not None:
+            fading = faded(xp, fading, be.nonzero(xp, G), rule.momentum, d.finite)
         delta = _delta(xp, rule, d, state.step, be.working(xp, X), fading)
         M = None if M is None else xp.where(d.finite, M, state.momentum)
         after = State(state.step + 1, M, d.right, state.skipped + xp.astype(~d.finite, xp.int32), fading)

@@ -98,7 +98,7 @@ def computed(xp, recipe, U, right=None, step=0, name="w"):
         if d.Q is None:
             return result
         omega = be.adjoint(space, right[0]) if right else drawn(recipe, U, step, name)
-        return (*result, d.Q @ be.ldexp(space, d.B, d.e), omega)
+        return (*result, d.Q @ d.captured(space), omega)
 
     return xp.call(compute, U, *(() if right is None else (right,)))
 

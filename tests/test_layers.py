@@ -34,6 +34,7 @@ LAYERS = (
     {"torch.gpt2", "torch.train"},
     {"torch.train.config", "torch.train.data", "torch.train.files"},
     {
+        "torch.train.captured",
         "torch.train.checkpoint",
         "torch.train.models",
         "torch.train.optimizers",

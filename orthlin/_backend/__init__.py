@@ -61,6 +61,7 @@ from orthlin._backend.powers import (
     ldexp,
     max_exponent,
     nonzero,
+    power_factor,
     safe_factor,
 )
 from orthlin._backend.random import Source, random_source, stream, transfer
@@ -72,6 +73,6 @@ __all__ = [
     "differentiable", "eigh", "eps", "exponent_bound", "eye_like", "factor", "filled", "flushes_subnormals", "gram",
     "installed", "inv", "inv_lower", "is_complex", "is_dense", "is_half", "is_host", "is_number", "is_single", "kind",
     "large_product", "largest_exponent", "ldexp", "max_exponent", "namespace", "nonzero", "own_settings",
-    "random_source", "reduced", "repeat", "safe_factor", "scalar", "scaled", "settings", "stream", "svd", "transfer",
-    "wide_dtype", "working",
+    "power_factor", "random_source", "reduced", "repeat", "safe_factor", "scalar", "scaled", "settings", "stream",
+    "svd", "transfer", "wide_dtype", "working",
 ]  # fmt: skip

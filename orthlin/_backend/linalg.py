@@ -101,14 +101,19 @@ def scaled(alpha: float, x: Array) -> Array:
 
 
 def column_squares(xp: Any, x: Array) -> Array:
-    """Squared norms of the columns, shape (..., 1, n).
+    """Squared norms of the columns, shape (..., 1, n), on devices in double precision where there is one.
 
     torch on the CPU takes two to eight times as long for a norm along that axis, and fresh memory for all the
     squares costs as much: a few rows at a time, in one buffer.
     """
+    wide = None if is_host(x) else wide_dtype(xp, x)
+    if wide is not None and compat.is_torch_array(x):
+        import torch
+
+        return torch.linalg.vector_norm(x, dim=-2, keepdim=True, dtype=wide) ** 2
     plain = compat.is_torch_array(x) and is_host(x) and x.ndim == 3 and not x.requires_grad
     if not plain or is_complex(xp, x):
-        return xp.linalg.vector_norm(x, axis=-2, keepdims=True) ** 2
+        return xp.linalg.vector_norm(convert(xp, x, wide or x.dtype), axis=-2, keepdims=True) ** 2
     buffer, result = xp.empty_like(x[:1, :_SQUARED_ROWS]), xp.zeros_like(x[:, :1])
     for matrix, total in zip(x, result, strict=True):
         for start in range(0, x.shape[1], _SQUARED_ROWS):

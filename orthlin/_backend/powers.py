@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import array_api_compat as compat
 
-from orthlin._backend.arrays import Array, bits, device, is_complex, is_host, working
+from orthlin._backend.arrays import Array, bits, convert, device, is_complex, is_host, working
 from orthlin._backend.derivative import Arrays, constant, differentiable
 
 _MATRIX: dict[str, Any] = {"axis": (-2, -1), "keepdims": True}
@@ -103,17 +103,20 @@ def safe_factor(xp: Any, x: Array, spare: int = KEEP) -> Array:
     if 0 in x.shape:
         return xp.ones((*x.shape[:-2], 1, 1), dtype=working(xp, x).dtype, device=device(x))
     top = _largest(xp, x)
-    kind = _layout(xp, top)
-    reach = kind.bias - 1 - spare
-    if compat.is_torch_array(x) or compat.is_jax_array(x):  # in the bits of the number itself: a few calls
+    return power_factor(xp, top, x, spare) + convert(xp, top - top, working(xp, x).dtype)
+
+
+def power_factor(xp: Any, top: Array, x: Array, spare: int = KEEP) -> Array:
+    """Power of two in the dtype of `x` that takes finite sizes `top` of its matrices next to one, as far as it may."""
+    reach = _layout(xp, x).bias - 1 - spare
+    if compat.is_torch_array(top) or compat.is_jax_array(top):  # in the bits of the number itself: a few calls
+        kind = _layout(xp, top)
         field = 2 * kind.bias - 1 - (top.view(kind.integer) >> kind.fraction)
         power = (field.clip(kind.bias - reach, kind.bias + reach) << kind.fraction).view(top.dtype)
-        power = power + (top - top)  # NaN where it is not finite
     else:
-        finite = xp.isfinite(top)
-        power = _power(xp, top, clipped(xp, xp.where(finite, -_exponent(xp, top), 0), reach))
-        power = xp.where(finite, power, xp.nan)
-    return xp.astype(power, working(xp, x).dtype, copy=False)
+        e = xp.where(xp.isfinite(top), -_exponent(xp, top), 0)
+        power = _power(xp, top, clipped(xp, e, reach))
+    return convert(xp, power, working(xp, x).dtype)
 
 
 def flushes_subnormals(x: Array) -> bool:

@@ -24,7 +24,7 @@ NAMED_SCHEDULES = {s.__name__: s for s in (schedules.muon, schedules.speedrun, s
 _FLAGS = ("nesterov", "cautious", "error_feedback", "master_weights", "diagnostics", "maximize")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 _OWN_DTYPE = ("step", "skipped", "fading", "diagnostics")  # whatever that of the parameter
-_RECIPE = ("rank", "n_iter", "sketch", "warm_start", "tail", "tol", "scale", "seed")
+_RECIPE = ("rank", "n_iter", "sketch", "warm_start", "tail", "tol", "precision", "scale", "seed")
 
 
 def plain(value: Any) -> Any:
@@ -165,7 +165,7 @@ def makers(
 def _first_right(recipe: Recipe, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     like = torch.zeros((), dtype=dtype, device=device)
     right: Tensor = recipe.first_right(be.namespace(like), like.expand(shape), stream_name(shape))
-    return right.clone()
+    return right.clone(memory_format=torch.contiguous_format)
 
 
 def ready(state: dict[str, Any], group: dict[str, Any], p: Tensor, recipe: Recipe) -> None:

@@ -24,7 +24,17 @@ from orthlin.torch._groups import (
     view_of,
 )
 from orthlin.torch._state import Saved, fitting
-from orthlin.torch._update import DIAGNOSTICS, Piece, check_gradient, initializing, pieces_of, update, values_of
+from orthlin.torch._update import (
+    DIAGNOSTICS,
+    Batch,
+    check_gradient,
+    initializing,
+    kind_of,
+    options_of,
+    pieces_of,
+    update,
+    values_of,
+)
 
 DEFAULTS: dict[str, Any] = {
     "rank": None,
@@ -36,6 +46,7 @@ DEFAULTS: dict[str, Any] = {
     "error_feedback": False,
     "tail": 0.0,
     "tol": None,
+    "precision": "highest",
     "seed": 0,
     "view": None,
 }
@@ -195,20 +206,25 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
         make_ready(self, self._rank_schedule, lambda p: p.grad is not None)
         adamw.check_step(inner)
         adamw.step(inner)
-        for group, recipe in zip(self.param_groups, recipes, strict=True):
-            self._step_matrices(group, recipe)
+        self._step_matrices(recipes)
 
-    def _step_matrices(self, group: dict[str, Any], recipe: Recipe) -> None:
-        group["rank"] = recipe.rank
-        batches: dict[Any, list[Piece]] = {}
-        values = {p: values_of(p, self.state[p]) for p in group["params"] if p.grad is not None and is_matrix(group, p)}
-        for p, weight in values.items():
-            for piece in pieces_of(p, weight, self.state[p], view_of(group, p)):
-                key = piece.weight.shape[1:], piece.weight.dtype, piece.weight.device, piece.momentum is None
-                batches.setdefault(key, []).append(piece)
-        for pieces in batches.values():
-            update(pieces, recipe, group)
-        for p, weight in values.items():
-            if weight is not p:
-                p.copy_(weight)
-        group["step"] += 1
+    def _step_matrices(self, recipes: list[Recipe]) -> None:
+        batches: dict[Any, Batch] = {}
+        copies = []
+        for group, recipe in zip(self.param_groups, recipes, strict=True):
+            group["rank"] = recipe.rank
+            for p in group["params"]:
+                if p.grad is None or not is_matrix(group, p):
+                    continue
+                weight = values_of(p, self.state[p])
+                if weight is not p:
+                    copies.append((p, weight))
+                for piece in pieces_of(p, weight, self.state[p], view_of(group, p)):
+                    key = kind_of(piece), recipe, options_of(group)
+                    batches.setdefault(key, Batch([], recipe, group)).pieces.append(piece)
+        for batch in batches.values():
+            update(batch)
+        if copies:
+            torch._foreach_copy_(*map(list, zip(*copies, strict=True)))
+        for group in self.param_groups:
+            group["step"] += 1

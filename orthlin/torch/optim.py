@@ -58,6 +58,8 @@ class LowRankMuon(Orthogonal):
     tol : float or None
         How far from one the singular values of a low-rank direction may be, as in :func:`orthlin.lowrank_orth`, where
         less is cheaper; None for working precision.
+    precision : {"highest", "medium"}
+        Of the large products on devices, as in :func:`orthlin.lowrank_orth`, and of those of a schedule.
     schedule : {"muon", "speedrun", "polar_express"} or None
         Polynomials for matrices that are orthogonalized in full; None for working precision.
     nonfinite : {"skip", "raise"}
@@ -81,10 +83,10 @@ class LowRankMuon(Orthogonal):
 
     Notes
     -----
-    Matrices of one shape are stacked and stepped along together.  For finite gradients on the CPU one such stack is
-    the only large temporary, else there are three.  Under ``torch.compile`` a step runs as it is, uncompiled, and under
-    autocast as outside.  A matrix whose gradient has become zero goes on for less than 1/(1 - beta) steps in all: each
-    is beta times the one before.  A step that is refused has changed nothing.
+    Matrices of one shape, in all groups of the same options, are stacked and stepped along together; such a stack is
+    the only large temporary, unless its entries are far out of range.  Under ``torch.compile`` a step runs as it is,
+    uncompiled, and under autocast as outside.  A matrix whose gradient has become zero goes on for less than
+    1/(1 - beta) steps in all: each is beta times the one before.  A step that is refused has changed nothing.
     Cost: 6 m n r flops a matrix and O((m + n) r^2); state: a momentum of m n and, for a warm start, r n numbers.
 
     References
@@ -121,6 +123,7 @@ class LowRankMuon(Orthogonal):
         error_feedback: bool = False,
         tail: float | str = "auto",
         tol: float | None = 0.1,
+        precision: str = "highest",
         schedule: str | None = None,
         nonfinite: str = "skip",
         master_weights: bool = True,
@@ -140,6 +143,8 @@ class Muon(Orthogonal):
     params, lr, momentum, nesterov, weight_decay, cautious, scale, nonfinite, master_weights, diagnostics, maximize, \
     adamw
         See :class:`LowRankMuon`.
+    precision : {"highest", "medium"}
+        Of the products of a schedule on devices: float32, or bfloat16 as in torch.optim.Muon.
     schedule : {"muon", "speedrun", "polar_express"} or None
         Polynomials of the orthogonalization; None for working precision.
 
@@ -173,6 +178,7 @@ class Muon(Orthogonal):
         weight_decay: float = 0.1,
         cautious: bool = False,
         scale: str = "rms",
+        precision: str = "medium",
         schedule: str | None = "muon",
         nonfinite: str = "skip",
         master_weights: bool = True,
@@ -188,8 +194,8 @@ class LowRankMSGD(Orthogonal):
 
     Parameters
     ----------
-    params, lr, rank, weight_decay, cautious, scale, n_iter, sketch, warm_start, tail, tol, schedule, nonfinite, \
-    master_weights, diagnostics, maximize, seed, adamw
+    params, lr, rank, weight_decay, cautious, scale, n_iter, sketch, warm_start, tail, tol, precision, \
+    schedule, nonfinite, master_weights, diagnostics, maximize, seed, adamw
         See :class:`LowRankMuon`.
 
     Raises
@@ -222,6 +228,7 @@ class LowRankMSGD(Orthogonal):
         warm_start: bool = False,
         tail: float | str = 0.0,
         tol: float | None = None,
+        precision: str = "highest",
         schedule: str | None = None,
         nonfinite: str = "skip",
         master_weights: bool = True,

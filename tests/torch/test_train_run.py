@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,12 @@ from typing import Any
 import pytest
 import torch
 
+from orthlin.errors import OptionError
+from orthlin.torch.train import captured, options
 from orthlin.torch.train.__main__ import main
+from orthlin.torch.train.config import Spec
 from orthlin.torch.train.files import locked, read_log
+from orthlin.torch.train.loop import Clock, Trainer
 
 WORDS = "in the beginning was the word and the word was with all of us. "
 SHORT = ["--size", "pico", "--warmup", "2", "--eval-batches", "2", "--quiet", "--threads", "1"]
@@ -148,6 +154,73 @@ def test_existing_run_is_kept(tmp_path: Path, text: Path, capsys: pytest.Capture
     assert json.loads((tmp_path / "out" / "result.json").read_text())["config"]["seed"] == 3
 
 
+@pytest.mark.parametrize("seconds", ["1e-9", "1e9"])
+def test_a_run_that_runs_out_of_time_says_so_and_goes_on(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str], seconds: str
+) -> None:
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    assert main(checkpointed(text, whole, 3)) == 0
+    assert main([*checkpointed(text, parted, 3), "--seconds", seconds]) == 0
+    result = json.loads((parted / "result.json").read_text())
+    stopped = seconds == "1e-9"
+    assert result["status"] == ("stopped" if stopped else "finished")
+    assert (result["validation"] is None, result["step"]) == (stopped, 1 if stopped else 3)
+    assert ("stopped after step 1, --seconds are over" in capsys.readouterr().err) == stopped
+    assert main([*checkpointed(text, parted, 3), "--resume"]) == 0
+    assert log_of(parted) == log_of(whole)
+
+
+@pytest.mark.filterwarnings("ignore")  # of tracers about themselves
+def test_compiled_model(tmp_path: Path, text: Path) -> None:
+    for name, more in {"plain": [], "compiled": ["--compile=eager", "--amp", "--checkpoint-every", "2"]}.items():
+        assert main([str(text), *SHORT, "--steps", "4", "--no-plot", *more, "--out", str(tmp_path / name)]) == 0
+    header = next(read_log(tmp_path / "compiled" / "log.jsonl"))
+    assert header["config"]["compile"] == "eager"
+    plain, compiled = ([r["loss"] for r in log_of(tmp_path / name)] for name in ("plain", "compiled"))
+    assert plain == pytest.approx(compiled, rel=2e-2)
+    assert plain != compiled  # bfloat16
+    assert "transformer.wte.weight" in torch.load(tmp_path / "compiled" / "checkpoint.pt", weights_only=True)["model"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "lowrank_muon:rank=4", "lowrank_msgd:rank=4,warm_start=True"])
+def test_captured_steps(monkeypatch: pytest.MonkeyPatch, text: Path, optimizer: str) -> None:
+    """A stand-in for graphs: a recorded call is made later, with the very tensors that were there."""
+    held: list[Any] = []
+
+    def graph_of(call: Callable[[], None]) -> Callable[[], None]:
+        groups = [group for o in trainers[1].optimizers for group in o.param_groups]
+        held.extend((p, p.grad.data_ptr()) for group in groups for p in group["params"] if p.grad is not None)
+        held.extend((group, group["lr"].data_ptr()) for group in groups)
+        return call
+
+    monkeypatch.setattr(captured, "graph_of", graph_of)
+    given = options.parse([str(text), *SHORT, "--steps", "8"])
+    read = options.read(given)
+    plain = options.config(given, read, Spec.parse(optimizer), 1e-2, 0)
+    trainers = [Trainer.build(config, read) for config in (plain, replace(plain, capture=True))]
+    for _ in range(8):
+        for trainer in trainers:
+            trainer.advance(Clock("cpu"))
+    losses = [[record["loss"] for record in trainer.collect(Clock("cpu"))] for trainer in trainers]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # rates are float32 where a graph reads them
+    assert losses[0][-1] < losses[0][0]
+    assert held
+    assert all(at == (x.grad if isinstance(x, torch.Tensor) else x["lr"]).data_ptr() for x, at in held)
+    states = [[group.get("step") for o in t.optimizers for group in o.param_groups] for t in trainers]
+    assert states[0] == states[1]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"), [("torch_muon", "not capturable"), ("lowrank_muon:warm_start=False", "warm_start=True")]
+)
+def test_what_cannot_be_captured(text: Path, optimizer: str, message: str) -> None:
+    given = options.parse([str(text), *SHORT])
+    read = options.read(given)
+    config = replace(options.config(given, read, Spec.parse(optimizer), 1e-2, 0), capture=True)
+    with pytest.raises(OptionError, match=message):
+        Trainer.build(config, read)
+
+
 def test_two_processes_do_not_share_a_folder(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("fcntl")
     with locked(tmp_path):
@@ -172,6 +245,9 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path, text: Path, capsys:
         (["TEXT", "--seeds", "1", "2"], "need --compare"),
         (["TEXT", "--device", "abacus"], "--device abacus"),
         (["TEXT", "--device", "meta"], "accepted are cpu, cuda"),
+        (["TEXT", "--capture"], "--capture needs --device cuda, got cpu"),
+        (["TEXT", "--compile", "fortran"], "--compile fortran: accepted are .*inductor"),
+        (["TEXT", "--compare", "muon", "--seconds", "5"], "--compare and --seconds exclude each other"),
         (["TEXT", "--compare", "muon", "adamw:a=1"], "no option 'a'"),
         (["TEXT", "--compare", "muon", "--optimizer", "muon"], "exclude each other"),
     ],

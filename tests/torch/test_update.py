@@ -219,7 +219,7 @@ def test_a_convolution_is_a_matrix_without_being_told():
 
 @pytest.mark.parametrize("kind", ALL)
 def test_matrices_of_one_shape_are_one_batch(kind, monkeypatch):
-    """Counted where directions are made: a call a shape; alone, a call a parameter, with the same result."""
+    """Counted where directions are made: a call a shape, in all groups of the same options; alone, one a parameter."""
     calls, original = [], Recipe.direction
 
     def counted(self, xp, U, *rest):
@@ -232,6 +232,11 @@ def test_matrices_of_one_shape_are_one_batch(kind, monkeypatch):
     assert sorted(calls) == [(1, 8, 12), (1, 9, 9), (2, 12, 8)]
     calls.clear()
     run(kind([{"params": [p]} for p in alone], **decayed()), alone, gradients(steps=1))
+    assert sorted(calls) == [(1, 8, 12), (1, 9, 9), (2, 12, 8)]
+    calls.clear()
+    alone = parameters()
+    for p, g in zip(alone, gradients(steps=1)[0], strict=True):
+        run(kind([p], **decayed()), [p], [[g]])
     assert len(calls) == 4
     for p, q in zip(stacked, alone, strict=True):
         assert_close(p.detach(), q.detach())
@@ -243,7 +248,7 @@ def test_blocks_of_fused_parameters_join_the_batch(monkeypatch):
     qkv, experts, plain = parameters([(24, 8), (4, 8, 8), (8, 8)])
     groups = {"params": [qkv], "view": MatrixView(splits=3).as_dict()}, {"params": [plain]}
     run(Muon(groups), [qkv, plain], gradients([(24, 8), (8, 8)], steps=1))
-    assert [tuple(shape) for shape in calls] == [(3, 8, 8), (1, 8, 8)]
+    assert [tuple(shape) for shape in calls] == [(4, 8, 8)]
     calls.clear()
     run(Muon([{"params": [experts], "view": {"batch_ndim": 1}}]), [experts], gradients([(4, 8, 8)], steps=1))
     assert [tuple(shape) for shape in calls] == [(4, 8, 8)]

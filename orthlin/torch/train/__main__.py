@@ -64,6 +64,9 @@ def train(given: Any) -> int:
         result = single.run(config, text, given, bar)
     finally:
         bar.close()
+    if result["status"] == "stopped":
+        print(f"orthlin: {config.optimizer}: stopped after step {result['step']}, --seconds are over", file=sys.stderr)
+        return 0
     if result["status"] != "finished":
         print(f"orthlin: {config.optimizer}: the loss is no longer finite after step {result['step']}", file=sys.stderr)
         return compare.DIVERGED

@@ -107,7 +107,8 @@ def command(cell: Cell, options: argparse.Namespace) -> list[str]:
         line += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
     line += ["--tokens", options.tokens]
     line += [f"--{'' if config.split_qkv else 'no-'}split-qkv", f"--{'' if config.per_head else 'no-'}per-head"]
-    line += ["--amp"] if config.amp else []
+    line += [f"--{name}" for name in ("amp", "capture") if getattr(config, name)]
+    line += [f"--compile={config.compile}"] if config.compile else []
     line += ["--threads", str(options.threads or 1), "--checkpoint-every", str(options.checkpoint_every)]
     resumes = options.checkpoint_every and not options.overwrite and (cell.folder / files.CHECKPOINT).exists()
     line += ["--out", str(cell.folder), "--resume" if resumes else "--overwrite", "--no-plot", "--quiet"]

@@ -2,7 +2,7 @@
 
 import ast
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 from orthlin.errors import OptionError
@@ -91,16 +91,23 @@ class Config:
     dtype: str
     amp: bool
     device: str
+    compile: str | None = None
+    capture: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as plain Python values."""
         return asdict(self)
 
 
+LATER = {field.name: field.default for field in fields(Config) if field.default is not MISSING}
+"""Settings that older files do not name."""
+
+
 def differences(found: Any, wanted: Mapping[str, Any]) -> list[str]:
     """Say in words where two sets of settings differ."""
     if not isinstance(found, Mapping):
         return ["no settings are recorded in it"]
+    found = LATER | dict(found)
     return [
         f"{LABELS.get(key, key)} is {_short(found.get(key))} there and {_short(wanted.get(key))} here"
         for key in dict.fromkeys([*wanted, *found])

@@ -12,6 +12,7 @@ import torch
 
 from orthlin.errors import NonFiniteError
 from orthlin.torch.train import checkpoint
+from orthlin.torch.train.captured import Captured
 from orthlin.torch.train.config import Config, Spec
 from orthlin.torch.train.data import Text, evaluation_batches, training_batch
 from orthlin.torch.train.files import CHECKPOINT, Log
@@ -53,6 +54,10 @@ class Trainer:
     step: int = 0
     seconds: float = 0.0
     pending: list[tuple[Any, ...]] = field(default_factory=list)
+    captured: Captured | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.captured = Captured(self.optimizers, self.config) if self.config.capture else None
 
     @classmethod
     def build(cls, config: Config, text: Text) -> "Trainer":
@@ -63,13 +68,15 @@ class Trainer:
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint; the state must be what one step on a copy of the model leaves."""
         content = checkpoint.load(path, self.config)
-        trial = Trainer(self.config, self.text, copy.deepcopy(self.model), [])
-        trial.optimizers = build_optimizers(trial.model, Spec.parse(self.config.optimizer), self.config)
+        model = copy.deepcopy(self.model)
+        optimizers = build_optimizers(model, Spec.parse(self.config.optimizer), self.config)
+        trial = Trainer(self.config, self.text, model, optimizers)
         trial.advance(Clock(self.config.device))
         checkpoint.restore(
             content, path, self.model, self.optimizers, [optimizer.state_dict() for optimizer in trial.optimizers]
         )
         self.step, self.seconds = content["step"], content["seconds"]
+        self.__post_init__()  # what was loaded lies elsewhere
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint."""
@@ -87,11 +94,14 @@ class Trainer:
         if config.clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         before = clock.mark()
-        for optimizer in self.optimizers:
-            optimizer.step()
+        if self.captured:
+            self.captured.step()
+        else:
+            for optimizer in self.optimizers:
+                optimizer.step()
         end = clock.mark()
         for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=not self.captured)
         self.step += 1
         self.pending.append((self.step, loss.detach(), factor * config.lr, start, before, end))
 
@@ -123,9 +133,17 @@ class Trainer:
         losses = [loss_of(self.model, drawn, config) for drawn in batches]
         return float(torch.stack(losses).double().mean())
 
-    def train(self, log: Log, report: Callable[[Record], None], folder: Path | None, checkpoint_every: int) -> str:
-        """Run to the last step and return "finished", or "diverged" where a loss was not finite."""
+    def train(
+        self,
+        log: Log,
+        report: Callable[[Record], None],
+        folder: Path | None,
+        checkpoint_every: int,
+        seconds: float | None = None,
+    ) -> str:
+        """Run to the last step and return "finished"; or "diverged" where a loss was not finite, or "stopped"."""
         config, clock = self.config, Clock(self.config.device)
+        end = math.inf if seconds is None else time.monotonic() + seconds
         lag = LAG if torch.device(config.device).type == "cuda" else 1
         every = config.eval_every or config.steps
         while self.step < config.steps:
@@ -135,8 +153,9 @@ class Trainer:
                 return "diverged"
             last = self.step == config.steps
             evaluates = last or self.step % every == 0
-            saves = folder is not None and checkpoint_every > 0 and (last or self.step % checkpoint_every == 0)
-            if not (evaluates or saves or self.step % lag == 0):
+            stops = not last and time.monotonic() > end
+            saves = checkpoint_every > 0 and (last or stops or self.step % checkpoint_every == 0)
+            if not (evaluates or saves or stops or self.step % lag == 0):
                 continue
             fresh = self.collect(clock)
             if evaluates:
@@ -150,4 +169,6 @@ class Trainer:
                 log.flush()
             if saves and folder is not None:
                 self.save(folder)
+            if stops:
+                return "stopped"
         return "finished"

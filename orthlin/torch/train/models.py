@@ -30,7 +30,10 @@ def build_model(config: Config, vocabulary: int) -> Module:
             model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**_gpt2(config, vocabulary)))
         else:
             model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**_llama(config, vocabulary)))
-    return model.to(device=config.device, dtype=DTYPES[config.dtype]).train()
+    model = model.to(device=config.device, dtype=DTYPES[config.dtype]).train()
+    if config.compile:
+        model.compile(backend=config.compile)
+    return model
 
 
 def _gpt2(config: Config, vocabulary: int) -> dict[str, Any]:

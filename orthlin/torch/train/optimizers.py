@@ -101,7 +101,8 @@ def schedule(step: int, config: Config) -> float:
 
 
 def set_learning_rate(optimizers: list[Any], factor: float) -> None:
-    """Set every group's learning rate to `factor` times the one it was built with."""
+    """Set every group's learning rate to `factor` times the one it was built with; a tensor is written into."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+            lr = group["initial_lr"] * factor
+            group["lr"] = group["lr"].fill_(lr) if isinstance(group["lr"], torch.Tensor) else lr

@@ -16,7 +16,7 @@ from orthlin.torch.train.models import DTYPES
 STEPS, WARMUP, LR = 2000, 100, 3e-3
 COPIED = (
     *("model", "size", "steps", "warmup", "final_lr", "weight_decay", "clip", "split_qkv", "per_head"),
-    *("eval_every", "eval_batches", "dtype", "amp", "device"),
+    *("eval_every", "eval_batches", "dtype", "amp", "device", "compile", "capture"),
 )
 Adder = Callable[..., argparse.Action]
 
@@ -72,6 +72,14 @@ def _add_model(option: Adder) -> None:
     option("--amp", action="store_true", help="matrix products in bfloat16 (autocast)")
     option("--device", default="cpu", help="default: cpu")
     option(
+        "--compile",
+        nargs="?",
+        const="inductor",
+        metavar="BACKEND",
+        help="compile the model, by default with inductor; before TEXT write it as --compile=inductor",
+    )
+    option("--capture", action="store_true", help="replay the optimizer's step as a CUDA graph")
+    option(
         "--threads", type=count, metavar="N", help="of PyTorch on the host (default: PyTorch's choice; 1 to compare)"
     )
 
@@ -92,6 +100,7 @@ def _add_training(option: Adder) -> None:
     option("--seed", type=NATURAL, default=0, metavar="N", help="of weights, batches and sketches (default: 0)")
     option("--eval-every", type=NATURAL, default=500, metavar="N", help="steps; 0: at the end only (default: 500)")
     option("--eval-batches", type=count, default=200, metavar="N", help="of validation (default: 200)")
+    option("--seconds", type=POSITIVE, metavar="X", help="stop a run that has not finished by then (default: none)")
 
 
 def _add_files(option: Adder) -> None:
@@ -121,13 +130,18 @@ def check(options: argparse.Namespace) -> None:
             raise OptionError(f"--{name.replace('_', '-')} needs --out DIR")
     if options.compare and options.out is None:
         raise OptionError("--compare needs --out DIR")
-    if options.compare and options.optimizer:
-        raise OptionError("--compare and --optimizer exclude each other")
+    for name in ("optimizer", "seconds"):
+        if options.compare and getattr(options, name):
+            raise OptionError(f"--compare and --{name} exclude each other")
     if not options.compare and (options.lrs or options.seeds):
         raise OptionError("--lrs and --seeds need --compare; one run takes --lr and --seed")
     if options.out is not None and options.out.exists() and not options.out.is_dir():
         raise OptionError(f"--out {options.out}: not a folder")
     _check_device(options.device)
+    if options.capture and torch.device(options.device).type != "cuda":
+        raise OptionError(f"--capture needs --device cuda, got {options.device}")
+    if options.compile and options.compile not in (known := torch.compiler.list_backends(exclude_tags=())):
+        raise OptionError(f"--compile {options.compile}: accepted are {', '.join(known)}")
 
 
 def _check_device(name: str) -> None:

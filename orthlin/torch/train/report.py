@@ -43,8 +43,13 @@ def header(config: Mapping[str, Any], model: Any, text: Any) -> dict[str, Any]:
     }
 
 
+def peak_memory(device: str) -> int | None:
+    """Return the most bytes that PyTorch held on a GPU in this process, None on a host."""
+    return torch.cuda.max_memory_allocated(device) if torch.device(device).type == "cuda" else None
+
+
 def summary(config: Mapping[str, Any], status: str, records: Records) -> dict[str, Any]:
-    """Return what `result.json` holds: final losses, speed, and the validation losses on the way."""
+    """Return what `result.json` holds: final losses, speed, memory, and the validation losses on the way."""
     validation = [(record["step"], record["validation"]) for record in records if "validation" in record]
     finished = status == "finished"
     return {
@@ -56,6 +61,7 @@ def summary(config: Mapping[str, Any], status: str, records: Records) -> dict[st
         "loss": statistics.fmean(r["loss"] for r in records[-LAST:]) if finished else None,
         "tokens_per_s": statistics.median(r["tokens_per_s"] for r in records) if records else None,
         "optimizer_share": statistics.median(r["optimizer_share"] for r in records) if records else None,
+        "peak_memory": peak_memory(config["device"]),
         "seconds": records[-1]["time"] if records else 0.0,
         "curve": validation,
     }

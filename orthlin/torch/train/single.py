@@ -44,7 +44,7 @@ def run(config: Config, text: Text, options: argparse.Namespace, reporter: Repor
         stack.callback(log.close)
         for record in log.records[-1:]:
             reporter(record)
-        status = trainer.train(log, reporter, folder, options.checkpoint_every)
+        status = trainer.train(log, reporter, folder, options.checkpoint_every, options.seconds)
         log.flush()
         result = report.summary(config.as_dict(), status, log.records)
         if folder is not None:
