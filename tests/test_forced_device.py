@@ -183,6 +183,19 @@ def test_high_precision_is_that_of_the_large_products_alone(monkeypatch, around,
     assert {flag == "tf32" for flag in seen.large} == {precision == "high"}
 
 
+@pytest.mark.parametrize("warm_start", [True, False])
+def test_so_it_is_in_a_step(monkeypatch, warm_start):
+    monkeypatch.setitem(linalg.tensor_float.__globals__, "_SHORT", ("cpu",))
+    G = torch.from_numpy(gaussian(40, 60))
+    stepper = orthlin.steppers.muon(
+        0.1, rank=8, warm_start=warm_start, n_iter=1, tail="auto", scale="nuclear", precision="high"
+    )
+    with forced(), Precisions((40, 60)) as seen:
+        stepper.update(G, stepper.init(G), G)
+    assert seen.large[:4] == ["tf32"] * 4
+    assert "tf32" not in {*seen.small, *seen.large[4:]}
+
+
 @pytest.mark.parametrize("x64", [True, False])
 def test_so_it_is_in_jaxs_programs(x64):
     with jax.enable_x64(x64):
