@@ -34,7 +34,7 @@ def basis(xp: Any, Y: Array, *, exact: bool) -> Array:
     Y = _wide(xp, Y)
     W = be.gram(xp, be.adjoint(xp, Y))
     one = be.eye_like(xp, W, W.shape[-1])
-    shift = _SHIFT * be.eps(xp, W) * _size(xp, W, _frobenius)
+    shift = _SHIFT * be.eps(xp, W) * _frobenius(xp, W) + 2.0 ** -be.exponent_bound(xp, W)  # zero is factored too
     L = be.cholesky(xp, W + be.convert(xp, shift, W.dtype) * one, definite=True)
     Q = Y @ be.adjoint(xp, be.inv_lower(xp, L, one))
     return Q @ _polish(xp, be.gram(xp, be.adjoint(xp, Q)), one) if exact else Q
@@ -137,13 +137,8 @@ def _frobenius(xp: Any, S: Array) -> Array:
     return xp.linalg.matrix_norm(S, keepdims=True)
 
 
-def _size(xp: Any, S: Array, size: Callable[[Any, Array], Array]) -> Array:
-    """`size` of a positive semidefinite S, not zero."""
-    return size(xp, S) + 2.0 ** -be.exponent_bound(xp, S)
-
-
 def _normal(xp: Any, C: Array, size: Callable[[Any, Array], Array]) -> tuple[Array, Array]:
     """C C^H divided by the square of its size, a bound of the largest eigenvalue, and the root of that bound."""
     S = be.gram(xp, C)
-    t = _size(xp, S, size)
+    t = size(xp, S) + 2.0 ** -be.exponent_bound(xp, S)  # zero is divided by it too
     return S / be.convert(xp, t, S.dtype), be.convert(xp, xp.sqrt(t), S.dtype)

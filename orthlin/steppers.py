@@ -1,8 +1,7 @@
 r"""Optimizers as pure functions on arrays: matrix-sign gradient descent and Muon, full or at low rank.
 
-A :class:`Stepper` is two functions: ``init(X)`` makes the state of a parameter X of shape (..., m, n), and
-``update(G, state, X)`` takes a gradient and returns what to add to X, and the next state.  Nothing is written
-to; a state that is saved and read back goes on bit for bit.
+A :class:`Stepper` is two functions: ``init(X)`` makes the state of an X of shape (..., m, n), ``update(G, state, X)``
+takes a gradient and returns what to add to X and the next state, which goes on bit for bit.  Nothing is written to.
 
 With M a momentum, r a rank and k = min(m, n), the step of a matrix is
 
@@ -131,10 +130,8 @@ def muon(
     tail : float or "auto"
         :math:`\alpha`; "auto" is :math:`\sqrt{8 r / k}`.  With alpha = 1 the direction has the Frobenius norm of a full
         one, sqrt(k).
-    tol : float, optional
-        How far from one the singular values of a low-rank direction may be, as in :func:`orthlin.lowrank_orth`.
-    precision : {"highest", "medium"}
-        Of the large products on devices, as in :func:`orthlin.lowrank_orth`, and of those of a schedule.
+    tol, precision
+        Of a low-rank direction, as in :func:`orthlin.lowrank_orth`; the precision is that of a schedule's products too.
     schedule : Schedule, optional
         How a full direction is orthogonalized; to working precision if it is not given.
     nonfinite : {"skip", "raise"}
@@ -183,9 +180,8 @@ def muon(
     check.option(nonfinite, "nonfinite", ("skip", "raise"))
     for name, value in {"nesterov": nesterov, "cautious": cautious, "error_feedback": error_feedback}.items():
         check.flag(value, name)
-    how: dict[str, Any] = {"n_iter": n_iter, "sketch": sketch, "warm_start": warm_start, "tail": tail}
-    how |= {"tol": tol, "precision": precision}
-    recipe = Recipe(rank=rank, scale=scale, schedule=schedule, seed=seed, **how)
+    how: dict[str, Any] = {"n_iter": n_iter, "sketch": sketch, "warm_start": warm_start, "tail": tail, "tol": tol}
+    recipe = Recipe(rank=rank, precision=precision, scale=scale, schedule=schedule, seed=seed, **how)
     return _stepper(_Rule(recipe, lr, momentum, nesterov, weight_decay, cautious, error_feedback, nonfinite))
 
 
@@ -240,9 +236,9 @@ def msgd(
     >>> bool(np.linalg.norm(X - A) < 1e-6)
     True
     """
-    rest: dict[str, Any] = {"n_iter": n_iter, "sketch": sketch, "warm_start": warm_start, "tail": tail, "seed": seed}
+    rest: dict[str, Any] = {"rank": rank, "n_iter": n_iter, "sketch": sketch, "warm_start": warm_start, "tail": tail}
     rest |= {"scale": scale, "tol": tol, "precision": precision, "schedule": schedule, "nonfinite": nonfinite}
-    return muon(lr, rank=rank, momentum=0.0, nesterov=False, weight_decay=weight_decay, **rest)
+    return muon(lr, momentum=0.0, nesterov=False, weight_decay=weight_decay, seed=seed, **rest)
 
 
 def _stepper(rule: _Rule) -> Stepper:
@@ -275,9 +271,7 @@ def _stepper(rule: _Rule) -> Stepper:
         if rule.error_feedback:
             captured = U if d.Q is None else d.Q @ d.captured(xp)
             M = U - (1 - beta) * captured
-        fading = state.fading
-        if fading is not None:
-            fading = faded(xp, fading, be.nonzero(xp, G), rule.momentum, d.finite)
+        fading = None if (f := state.fading) is None else faded(xp, f, be.nonzero(xp, G), rule.momentum, d.finite)
         delta = _delta(xp, rule, d, state.step, be.working(xp, X), fading)
         M = None if M is None else xp.where(d.finite, M, state.momentum)
         after = State(state.step + 1, M, d.right, state.skipped + xp.astype(~d.finite, xp.int32), fading)
