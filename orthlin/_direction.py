@@ -21,8 +21,8 @@ Rank = int | float | Callable[[Any], int | float] | None
 SCALES = ("none", "spectral", "rms", "rms_rank", "nuclear")
 RMS = 0.2  # root mean square of the entries of a step of AdamW
 # A tail below this share of a column's square is put back in proportion to its size: at the level of rounding it is
-# noise.  The rounding of products in bfloat16 is larger.
-TAIL_FLOOR = {"highest": 1e-4, "medium": 1e-2}
+# noise.  The rounding of products in bfloat16 and TensorFloat-32, with three bits more, is larger.
+TAIL_FLOOR = {"highest": 1e-4, "high": 1.25e-3, "medium": 1e-2}
 _SMALLEST = 2.0**-220  # square of a column below which it is likewise: no factor comes near to overflow
 
 
@@ -155,12 +155,12 @@ class Recipe:
         large = be.reduced(xp, X, self.precision)
         if right is None:
             rng = be.stream(self.seed, name, step, X)
-            Y = powered_sketch(xp, large, s, r, self.n_iter, "qr", self.sketch, None, rng)
+            Y = powered_sketch(xp, large, s, r, self.n_iter, "qr", self.sketch, None, rng, self.precision)
         else:  # rows of length about one, which need no scaling
             right = self.resized(xp, right, r, step, name)
-            Y = be.large_product(xp, large, times(be.adjoint(xp, right), s))
-            Y = powered(xp, large, s, Y, self.n_iter)
-        way = Way(r, self.tol)
+            Y = be.large_product(xp, large, times(be.adjoint(xp, right), s), precision=self.precision)
+            Y = powered(xp, large, s, Y, self.n_iter, precision=self.precision)
+        way = Way(r, self.tol, precision=self.precision)
         Q, B = block(xp, large, s, Y, way)
         W = multiplied(xp, *rooted(xp, Q, B, way)[1:])
         B = B if s is None else B * (1.0 / s)

@@ -23,11 +23,12 @@ _NOISE = 1 / 16
 
 
 class Way(NamedTuple):
-    """How the factors are made: the rank r, the tolerance, the method; see `orthlin.lowrank_orth`."""
+    """How the factors are made: rank r, tolerance, method, precision of products; see `orthlin.lowrank_orth`."""
 
     r: int
     tol: float | None = None
     method: str = "auto"
+    precision: str = "highest"
 
 
 def block(xp: Any, X: Array, s: Array | None, Y: Array, way: Way) -> tuple[Array, Array]:
@@ -44,7 +45,7 @@ def block(xp: Any, X: Array, s: Array | None, Y: Array, way: Way) -> tuple[Array
         (Q,) = be.differentiable(xp, lambda Y: (_orthonormal(xp, Y),), polar_rule, Y, adjoint=polar_adjoint)
     else:
         Q, _ = thin_qr(xp, Y)
-    return Q, be.large_product(xp, be.adjoint(xp, times(Q, s)), X)
+    return Q, be.large_product(xp, be.adjoint(xp, times(Q, s)), X, precision=way.precision)
 
 
 def signed(xp: Any, function: Callable[..., be.Arrays], rule: Any, Q: Array, C: Array, way: Way) -> be.Arrays:
@@ -59,7 +60,7 @@ def rooted(xp: Any, Q: Array, C: Array, way: Way) -> tuple[Array, Array | None, 
 
     M is None where the C returned is msign of the block already.
     """
-    r, tol, method = way
+    r, tol, method, _ = way
     if 0 in Q.shape or 0 in C.shape:
         return Q[..., :r], xp.zeros((r, C.shape[-2]), dtype=C.dtype, device=be.device(C)), C
     uncut = r == C.shape[-2]

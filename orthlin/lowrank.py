@@ -75,9 +75,10 @@ def lowrank_orth(
     tol : float, optional
         Bring every singular value of the block :math:`Q^H G` of at least tol/10 times its Schatten 4-norm within `tol`
         of one; smaller ones end in [0, 1 + tol].  The r x r work falls from about 80 products to 13 (0.1) or 21 (0.01).
-    precision : {"highest", "medium"}
-        Of the large products on devices, in the words of ``torch.set_float32_matmul_precision``: float32, or bfloat16
-        where the library has it.  Their rounding is a backward error: the factors stay orthonormal.
+    precision : {"highest", "high", "medium"}
+        Of the large products on devices, in the words of ``torch.set_float32_matmul_precision``: float32;
+        TensorFloat-32 by torch on CUDA, while no other thread computes here, and by JAX; bfloat16 where the library has
+        it.  Elsewhere "high" is "highest".  Their rounding is a backward error: the factors stay orthonormal.
     rng : None, int, SeedSequence, Generator or key
         Source of random numbers, see :mod:`orthlin.sketch`.  A stack shares one draw.
 
@@ -127,7 +128,7 @@ def lowrank_orth(
             left, right = Q @ M, C
         else:
             left, right = Q, multiplied(xp, M, C)
-        return (be.large_product(xp, be.reduced(xp, left, precision), right, G.dtype),)
+        return (be.large_product(xp, be.reduced(xp, left, precision), right, G.dtype, precision=precision),)
 
     return signed(xp, dense, dense_rule, Q, C, way)[0]
 
@@ -214,10 +215,10 @@ def _parts(
     tol = None if tol is None else check.positive(tol, "tol", below=1.0)
     X, s = in_range(xp, G, "G")
     X = be.reduced(xp, X, precision)
-    way = Way(int(r), tol, method)
+    way = Way(int(r), tol, method, precision)
     Y = _spanning(xp, X, s, width)
     if Y is None:
-        Y = powered_sketch(xp, X, s, width, n_iter, "qr", sketch, test_matrix, rng)
+        Y = powered_sketch(xp, X, s, width, n_iter, "qr", sketch, test_matrix, rng, precision)
     elif test_matrix is not None and be.is_host(X):
         in_range(xp, test_matrix, "test_matrix")  # what is not finite is an error all the same
     return xp, *block(xp, X, s, Y, way), way

@@ -1,6 +1,7 @@
 """Randomized range finder: sketch, QR, power iterations, posterior error estimate, adaptive rank."""
 
 import math
+from functools import partial
 from typing import Any
 
 from orthlin import _backend as be
@@ -131,23 +132,37 @@ def powered_sketch(
     kind: str,
     test_matrix: Array | None,
     rng: Any,
+    precision: str = "highest",
 ) -> Array:
     """(A A^H)^q A Omega for A = s X, its columns not orthonormal."""
-    return powered(xp, X, s, _sketched(xp, X, s, width, kind, test_matrix, rng), n_iter, normalizer)
+    Y = _sketched(xp, X, s, width, kind, test_matrix, rng, precision)
+    return powered(xp, X, s, Y, n_iter, normalizer, precision)
 
 
-def powered(xp: Any, X: Array, s: Array | None, Y: Array, n_iter: int, normalizer: str = "qr") -> Array:
+def powered(
+    xp: Any, X: Array, s: Array | None, Y: Array, n_iter: int, normalizer: str = "qr", precision: str = "highest"
+) -> Array:
     """(A A^H)^q Y for A = s X."""
+    product = partial(be.large_product, xp, precision=precision)
     for _ in range(n_iter):
         if normalizer == "qr":
-            Z = be.large_product(xp, be.adjoint(xp, times(thin_qr(xp, Y)[0], s)), X)
-            Y = be.large_product(xp, X, times(thin_qr(xp, be.adjoint(xp, Z))[0], s))
+            Z = product(be.adjoint(xp, times(thin_qr(xp, Y)[0], s)), X)
+            Y = product(X, times(thin_qr(xp, be.adjoint(xp, Z))[0], s))
         else:
             Y = X @ (be.adjoint(xp, X) @ unit_scale(xp, Y, "A")[0])
     return Y
 
 
-def _sketched(xp: Any, X: Array, s: Array | None, width: int, kind: str, test_matrix: Array | None, rng: Any) -> Array:
+def _sketched(
+    xp: Any,
+    X: Array,
+    s: Array | None,
+    width: int,
+    kind: str,
+    test_matrix: Array | None,
+    rng: Any,
+    precision: str,
+) -> Array:
     """A Omega for a test matrix of `width` columns; one draw serves every matrix of a stack."""
     n = X.shape[-1]
     if test_matrix is not None:
@@ -157,7 +172,7 @@ def _sketched(xp: Any, X: Array, s: Array | None, width: int, kind: str, test_ma
     else:
         draw = sk.gaussian if kind == "gaussian" else sk.sparse_sign
         omega = draw(n, width, like=X, rng=rng)
-    return be.large_product(xp, X, times(omega, s))
+    return be.large_product(xp, X, times(omega, s), precision=precision)
 
 
 @be.own_settings

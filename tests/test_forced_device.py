@@ -3,6 +3,8 @@
 from contextlib import contextmanager
 from unittest import mock
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_lowrank
@@ -10,6 +12,7 @@ import test_polar
 import torch
 from conftest import BACKENDS
 from gallery import DTYPES, FAMILIES, SHAPES, case, cases
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import orthlin
 from orthlin import _backend as be
@@ -117,7 +120,8 @@ def rounded(bits):
         fraction, exponent = torch.frexp(x)
         return torch.ldexp((fraction * 2**bits).round() / 2**bits, exponent)
 
-    def product(xp, a, b, dtype=None):
+    def product(xp, a, b, dtype=None, *, precision="highest"):
+        assert precision == ("high" if bits == 11 else "highest")
         found = cut(a) @ cut(b)
         return found if dtype is None else found.to(dtype)
 
@@ -126,15 +130,85 @@ def rounded(bits):
 
 @pytest.mark.parametrize("tol", [None, 0.1])
 @pytest.mark.parametrize("dtype", SINGLE)
-@pytest.mark.parametrize("bits", [11, 8])
-def test_rounded_large_products_leave_factors_partial_isometries(monkeypatch, bits, dtype, tol):
+@pytest.mark.parametrize(("bits", "precision"), [(11, "high"), (8, "highest")])
+def test_rounded_large_products_leave_factors_partial_isometries(monkeypatch, bits, precision, dtype, tol):
     """No singular value above one, and where nothing is small, all of them one."""
     monkeypatch.setattr(be, "large_product", rounded(bits))
     for c in cases(shapes=DEEP, dtypes=(dtype,)):
         for r in (4, min(c.A.shape) // 2):
             omega = gaussian(c.A.shape[1], r, dtype=dtype)
-            for X in device.call(orthlin.lowrank_orth_factors, c.A, r, test_matrix=omega, tol=tol):
+            for X in device.call(orthlin.lowrank_orth_factors, c.A, r, test_matrix=omega, tol=tol, precision=precision):
                 s = np.linalg.svd(X.astype(np.result_type(X, float)), compute_uv=False)
                 bound = 32 * EPS * r**0.5 if tol is None else tol
                 assert s[0] <= 1 + bound, c.id
                 assert tol or not c.full_rank or c.kappa > 1e2 or s[-1] >= 1 - bound, c.id
+
+
+class Precisions(TorchDispatchMode):
+    """The precision of float32 products with the matrix itself, and of all others."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.large, self.small = {shape, shape[::-1]}, [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **kwargs or {})
+        if "mm" in func.overloadpacket.__name__ and out.dtype in (torch.float32, torch.complex64):
+            shapes = {tuple(x.shape[-2:]) for x in (*args, out) if isinstance(x, torch.Tensor)}
+            side = self.large if shapes & self.shape else self.small
+            side.append(torch.backends.mkldnn.matmul.fp32_precision)
+        return out
+
+
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize("around", ["highest", "high"])
+def test_high_precision_is_that_of_the_large_products_alone(monkeypatch, around, precision, double):
+    """With the CPU's flag in the place of CUDA's; whatever the user's is."""
+    monkeypatch.setitem(linalg.tensor_float.__globals__, "_SHORT", ("cpu",))
+    if not double:
+        monkeypatch.setattr(be, "wide_dtype", lambda *_, **__: None)
+    G, omega = (torch.from_numpy(gaussian(*shape)) for shape in ((40, 60), (60, 8)))
+    torch.set_float32_matmul_precision(around)
+    try:
+        before = torch.backends.mkldnn.matmul.fp32_precision
+        with forced(), Precisions((40, 60)) as seen:
+            orthlin.lowrank_orth(G, 8, test_matrix=omega, n_iter=1, precision=precision)
+        assert torch.backends.mkldnn.matmul.fp32_precision == before
+        assert torch.get_float32_matmul_precision() == around
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert len(seen.large) == 5
+    assert "tf32" not in seen.small
+    assert {flag == "tf32" for flag in seen.large} == {precision == "high"}
+
+
+@pytest.mark.parametrize("warm_start", [True, False])
+def test_so_it_is_in_a_step(monkeypatch, warm_start):
+    monkeypatch.setitem(linalg.tensor_float.__globals__, "_SHORT", ("cpu",))
+    G = torch.from_numpy(gaussian(40, 60))
+    stepper = orthlin.steppers.muon(
+        0.1, rank=8, warm_start=warm_start, n_iter=1, tail="auto", scale="nuclear", precision="high"
+    )
+    with forced(), Precisions((40, 60)) as seen:
+        stepper.update(G, stepper.init(G), G)
+    assert seen.large[:4] == ["tf32"] * 4
+    assert "tf32" not in {*seen.small, *seen.large[4:]}
+
+
+@pytest.mark.parametrize("x64", [True, False])
+def test_so_it_is_in_jaxs_programs(x64):
+    with jax.enable_x64(x64):
+        G, omega = jnp.ones((40, 60), jnp.float32), jnp.ones((60, 8), jnp.float32)
+        for precision, count in (("highest", 0), ("high", 3)):
+            made = jax.jit(lambda G, p=precision: orthlin.lowrank_orth(G, 8, test_matrix=omega, precision=p))
+            program = made.lower(G).as_text()
+            assert program.count("precision = [HIGH, HIGH]") == count
+            assert program.count("dot_general") == program.count("precision = [HIGH")
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch:cpu"])
+def test_high_precision_is_the_highest_on_the_host(name):
+    host, G, omega = BACKENDS[name], gaussian(40, 60), gaussian(60, 8)
+    found, full = (host.call(orthlin.lowrank_orth, G, 8, test_matrix=omega, precision=p) for p in ("high", "highest"))
+    np.testing.assert_array_equal(found, full)

@@ -153,7 +153,7 @@ def test_a_tolerance_is_kept_above_a_tenth_of_it_and_nothing_grows_past_one(tol)
 def rounded(bits):
     """Products of float32 whose operands are rounded to so many bits: TensorFloat-32 has 11, bfloat16 8."""
 
-    def product(xp, a, b):
+    def product(xp, a, b, dtype=None, **_):
         def cut(x):
             fraction, exponent = np.frexp(be_numpy(x))
             return xp.asarray(np.ldexp(np.round(fraction * 2**bits) / 2**bits, exponent), device=be.device(x))

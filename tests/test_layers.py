@@ -11,8 +11,8 @@ ROOT = Path(__file__).parent.parent / "orthlin"
 LAYERS = (
     {"errors", "_minimax"},
     {"_backend.arrays", "_backend.libraries", "_schedule"},
-    {"_backend.derivative", "_backend.linalg", "_backend.loop", "_backend.random", "_backend.settings"},
-    {"_backend.powers"},
+    {"_backend.derivative", "_backend.loop", "_backend.random", "_backend.settings"},
+    {"_backend.linalg", "_backend.powers"},
     {"_backend"},
     {"_checks", "_scaling", "schedules"},
     {"_bounds", "_newton", "_residuals"},

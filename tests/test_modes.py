@@ -13,6 +13,7 @@ import torch
 import orthlin
 from orthlin import _backend as be
 from orthlin import metrics, sketch, steppers
+from orthlin._backend import linalg
 from orthlin.errors import OrthlinError
 from orthlin.torch import MSGD, LowRankMuon, Muon
 
@@ -282,6 +283,34 @@ def test_products_stay_full_while_any_thread_is_inside():
         go.set()
         thread.join()
         assert torch.get_float32_matmul_precision() == "high"
+
+
+def test_products_are_short_where_asked_unless_another_thread_is_inside(monkeypatch):
+    monkeypatch.setitem(linalg.tensor_float.__globals__, "_SHORT", ("cpu",))
+    x, inside, go = torch.ones(2, 2), threading.Event(), threading.Event()
+
+    def other():
+        with be.settings(x):
+            inside.set()
+            go.wait(10)
+
+    def flag():
+        with be.settings(x), be.settings(x), linalg.tensor_float(x):
+            return torch.backends.mkldnn.matmul.fp32_precision
+
+    for mode in (nullcontext, PRODUCTS["high"], PRODUCTS["mkldnn"]):
+        with mode():
+            before = torch_flags()
+            assert flag() == "tf32"
+            inside.clear(), go.clear()
+            thread = threading.Thread(target=other)
+            thread.start()
+            assert inside.wait(10)
+            assert flag() != "tf32"
+            go.set()
+            thread.join()
+            assert flag() == "tf32"
+            assert torch_flags() == before
 
 
 def test_what_is_set_meanwhile_stays():

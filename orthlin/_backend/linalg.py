@@ -1,6 +1,7 @@
 """Products and factorizations that the standard lacks, or that differ between libraries."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, cast
 
 import array_api_compat as compat
@@ -19,11 +20,12 @@ from orthlin._backend.arrays import (
     wide_dtype,
     working,
 )
+from orthlin._backend.settings import tensor_float
 
 _GRAM_BLOCK = 256  # rows from which halving a Gram product pays
 _HALF_BLOCK = 48  # order from which converting half precision pays
 _SQUARED_ROWS = 128  # rows that are squared at a time
-PRECISIONS = ("highest", "medium")  # of large products: the words of PyTorch
+PRECISIONS = ("highest", "high", "medium")  # of large products: the words of PyTorch
 
 
 def adjoint(xp: Any, x: Array) -> Array:
@@ -51,10 +53,14 @@ def reduced(xp: Any, x: Array, precision: str) -> Array:
     return convert(xp, x, xp.bfloat16)
 
 
-def large_product(xp: Any, a: Array, b: Array, dtype: DType = None) -> Array:
-    """A B, in half precision if one of them is, and returned in `dtype`, by default in single precision at least."""
+def large_product(xp: Any, a: Array, b: Array, dtype: DType = None, *, precision: str = "highest") -> Array:
+    """A B, in half precision if one of them is, and returned in `dtype`, by default in single precision at least.
+
+    At precision "high" in TensorFloat-32, where the device has it.
+    """
     common = a.dtype if is_half(xp, a) else b.dtype
-    product = convert(xp, a, common) @ convert(xp, b, common)
+    with tensor_float(a) if precision == "high" else nullcontext():
+        product = convert(xp, a, common) @ convert(xp, b, common)
     return working(xp, product) if dtype is None else convert(xp, product, dtype)
 
 

@@ -1,9 +1,10 @@
 """Settings that users make for their own code, and that the precision of a result must not depend on."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, wraps
-from threading import Lock
+from threading import RLock, get_ident
 from types import FunctionType
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -34,6 +35,23 @@ def settings(x: Array) -> AbstractContextManager[Any]:
     if compat.is_cupy_array(x):
         return cast("AbstractContextManager[Any]", x.device)
     return _jax() if compat.is_jax_array(x) else np.errstate(all="ignore")
+
+
+def tensor_float(x: Array) -> AbstractContextManager[Any]:
+    """Context, inside `settings`, in which products of float32 may be done in TensorFloat-32.
+
+    torch on CUDA: unless another thread is inside, whose products must be full.  JAX: its precision "high".
+    """
+    if compat.is_torch_array(x):
+        import torch
+
+        device = x.device.type
+        return _PRODUCTS.short(device) if device in _SHORT and not torch.compiler.is_compiling() else nullcontext()
+    if compat.is_jax_array(x):
+        import jax
+
+        return cast("AbstractContextManager[Any]", jax.default_matmul_precision("high"))
+    return nullcontext()
 
 
 def own_settings(function: Callable[P, R]) -> Callable[P, R]:
@@ -69,8 +87,9 @@ def _torch(x: Array) -> AbstractContextManager[Any]:
     device = x.device.type
     cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     plain = torch.autocast(device, enabled=False) if cast else nullcontext()
-    if torch.compiler.is_compiling() or not _PRODUCTS.enter(device):
+    if torch.compiler.is_compiling():
         return plain
+    _PRODUCTS.enter(device)
     return _both(plain)
 
 
@@ -90,30 +109,42 @@ class _Products:
     """
 
     def __init__(self) -> None:
-        self.lock, self.inside = Lock(), 0
-        self.before: tuple[str | None, ...] = ()
+        self.lock, self.inside = RLock(), Counter[int]()
+        self.before: tuple[str | None, ...] | None = None
 
-    def enter(self, device: str) -> bool:
-        """Make products full; whether there was anything to do, so that `leave` must follow."""
+    def enter(self, device: str) -> None:
+        """Make products full, if they are not."""
         with self.lock:
-            if not self.inside:
-                if _backend(device).fp32_precision not in _REDUCED:
-                    return False
+            if self.before is None and _backend(device).fp32_precision in _REDUCED:
                 self.before = _precision(), *(_backend(name).fp32_precision for name in _BACKENDS)
                 _set_precision(self.before[0] and "highest", *("ieee" for _ in _BACKENDS))
-            self.inside += 1
-            return True
+            self.inside[get_ident()] += 1
 
     def leave(self) -> None:
         """Give the flags back as they were, unless somebody has set them meanwhile."""
         with self.lock:
-            self.inside -= 1
-            if not self.inside and all(_backend(name).fp32_precision == "ieee" for name in _BACKENDS):
-                _set_precision(*self.before)
+            self.inside -= Counter((get_ident(),))
+            if not self.inside and self.before is not None:
+                if all(_backend(name).fp32_precision == "ieee" for name in _BACKENDS):
+                    _set_precision(*self.before)
+                self.before = None
+
+    @contextmanager
+    def short(self, device: str) -> Iterator[None]:
+        """TensorFloat-32 in place of full products for as long as this thread, alone inside, is in here."""
+        with self.lock:
+            alone = not self.inside.keys() - {get_ident()}
+            before = _backend(device).fp32_precision
+            try:
+                _set_backend(device, "tf32" if alone else before)
+                yield
+            finally:
+                _set_backend(device, before)
 
 
 _REDUCED = ("tf32", "bf16")
 _BACKENDS = ("cuda", "mkldnn")
+_SHORT = ("cuda",)  # devices with TensorFloat-32
 _PRODUCTS = _Products()
 
 
@@ -139,7 +170,12 @@ def _set_precision(precision: str | None, *backends: str | None) -> None:
     if precision is not None:
         torch.set_float32_matmul_precision(precision)
     for name, value in zip(_BACKENDS, backends, strict=True):
-        if _backend(name).fp32_precision != value:
-            _backend(name).fp32_precision = "none"  # which takes the value of a flag above, if that is it
-        if _backend(name).fp32_precision != value:
-            _backend(name).fp32_precision = value
+        _set_backend(name, value)
+
+
+def _set_backend(device: str, value: str | None) -> None:
+    backend = _backend(device)
+    if backend.fp32_precision != value:
+        backend.fp32_precision = "none"  # which takes the value of a flag above, if that is it
+    if backend.fp32_precision != value:
+        backend.fp32_precision = value

@@ -58,8 +58,8 @@ class LowRankMuon(Orthogonal):
     tol : float or None
         How far from one the singular values of a low-rank direction may be, as in :func:`orthlin.lowrank_orth`, where
         less is cheaper; None for working precision.
-    precision : {"highest", "medium"}
-        Of the large products on devices, as in :func:`orthlin.lowrank_orth`, and of those of a schedule.
+    precision : {"highest", "high", "medium"}
+        Of the large products on devices, as in :func:`orthlin.lowrank_orth`; of a schedule by "medium" alone.
     schedule : {"muon", "speedrun", "polar_express"} or None
         Polynomials for matrices that are orthogonalized in full; None for working precision.
     nonfinite : {"skip", "raise"}
@@ -143,8 +143,8 @@ class Muon(Orthogonal):
     params, lr, momentum, nesterov, weight_decay, cautious, scale, nonfinite, master_weights, diagnostics, maximize, \
     adamw
         See :class:`LowRankMuon`.
-    precision : {"highest", "medium"}
-        Of the products of a schedule on devices: float32, or bfloat16 as in torch.optim.Muon.
+    precision : {"highest", "high", "medium"}
+        Of the products of a schedule on devices: float32, also by "high", or bfloat16 as in torch.optim.Muon.
     schedule : {"muon", "speedrun", "polar_express"} or None
         Polynomials of the orthogonalization; None for working precision.
 
