@@ -35,14 +35,21 @@ def in_range(xp: Any, x: Array, name: str, keep: int = be.KEEP) -> tuple[Array, 
     s is a power of two, so that nothing is rounded and A itself need not be written again; NaN for matrices that
     are not finite.  Host matrices are scaled themselves where they need it, and s is None.
     """
-    if be.is_host(x) or be.flushes_subnormals(x):
+    if be.is_host(x) or be.flushes_subnormals(x, products=True):
         return unit_scale(xp, be.working(xp, x), name, keep=keep)[0], None
     return x, be.safe_factor(xp, x, keep)
 
 
 def times(x: Array, s: Array | None) -> Array:
-    """`x` times the factor of `in_range`."""
+    """A test matrix or basis times the factor of `in_range`."""
     return x if s is None else x * s
+
+
+def scaled(xp: Any, x: Array, s: Array | None) -> Array:
+    """The matrices of `in_range` times their factor, exact for subnormal entries too."""
+    if s is None or not be.flushes_subnormals(x):
+        return times(x, s)
+    return xp.where(xp.isfinite(s), be.ldexp(xp, x, xp.frexp(xp.real(s))[1] - 1), xp.nan)
 
 
 def finite_scale(xp: Any, x: Array) -> tuple[Array, Array, Array]:

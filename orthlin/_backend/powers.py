@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import array_api_compat as compat
 
-from orthlin._backend.arrays import Array, bits, device, is_complex, is_host, working
+from orthlin._backend.arrays import Array, bits, device, is_complex, is_host, namespace, working
 from orthlin._backend.derivative import Arrays, constant, differentiable
 
 _MATRIX: dict[str, Any] = {"axis": (-2, -1), "keepdims": True}
@@ -38,8 +38,8 @@ def max_exponent(xp: Any, x: Array) -> Array:
     """
     if 0 in x.shape:
         return xp.zeros((*x.shape[:-2], 1, 1), dtype=xp.int32, device=device(x))
-    if compat.is_jax_array(x):
-        return _jax_max_exponent(xp, tuple(working(xp, p) for p in _parts(xp, constant(x))))
+    if flushes_subnormals(x):
+        return _max_exponent_of_bits(xp, tuple(working(xp, p) for p in _parts(xp, constant(x))))
     top = _largest(xp, x)
     return xp.where(xp.isfinite(top), _exponent(xp, top), NOT_FINITE)
 
@@ -65,8 +65,7 @@ def nonzero(xp: Any, x: Array) -> Array:
         if bool(xp.all(first)):  # mostly, and the rest need not be read
             return first
     found = xp.any(x != 0, **_MATRIX)
-    # XLA takes subnormal numbers for zero in comparisons
-    return found | (max_exponent(xp, x) != 0) if compat.is_jax_array(x) else found
+    return found | (max_exponent(xp, x) != 0) if flushes_subnormals(x) else found
 
 
 def largest_exponent(xp: Any, e: Array) -> int:
@@ -96,22 +95,28 @@ def safe_factor(xp: Any, x: Array, spare: int = KEEP) -> Array:
     """
     if 0 in x.shape:
         return xp.ones((*x.shape[:-2], 1, 1), dtype=working(xp, x).dtype, device=device(x))
-    top = _largest(xp, x)
-    kind = _layout(xp, top)
+    kind = _layout(xp, x)
     reach = kind.bias - 1 - spare
     if compat.is_torch_array(x):  # in the bits of the number itself: a few calls for a launch each
+        top = _largest(xp, x)
         field = 2 * kind.bias - 1 - (top.view(kind.integer) >> kind.fraction)
         power = (field.clamp(kind.bias - reach, kind.bias + reach) << kind.fraction).view(top.dtype)
         power = power + (top - top)  # NaN where it is not finite
     else:
-        finite = xp.isfinite(top)
-        power = _power(xp, top, clipped(xp, xp.where(finite, -_exponent(xp, top), 0), reach))
-        power = xp.where(finite, power, xp.nan)
+        e = max_exponent(xp, x)
+        bad = e == NOT_FINITE
+        power = _power(xp, working(xp, x[..., :1, :1]), clipped(xp, xp.where(bad, 0, -e), reach))
+        power = xp.where(bad, xp.nan, power)
     return xp.astype(power, working(xp, x).dtype, copy=False)
 
 
-def flushes_subnormals(x: Array) -> bool:
-    """Whether the library takes subnormal numbers for zero in a product."""
+def flushes_subnormals(x: Array, *, products: bool = False) -> bool:
+    """Whether the library takes subnormal numbers for zero, entry by entry or in `products` of matrices too.
+
+    XLA does always.  CuPy compiles its own kernels so that they do in single precision; its products are cuBLAS's.
+    """
+    if compat.is_cupy_array(x):
+        return not products and bits(namespace(x), x) == 32
     return bool(compat.is_jax_array(x))
 
 
@@ -123,8 +128,8 @@ def clipped(xp: Any, e: Array, bound: int) -> Array:
 
 def ldexp(xp: Any, x: Array, e: Array) -> Array:
     """X * 2^e, exact up to underflow, for |e| up to twice `exponent_bound`; x not of half precision."""
-    if compat.is_jax_array(x):
-        return differentiable(xp, lambda x, e: (_jax_ldexp(xp, x, e),), _ldexp_rule, x, e)[0]
+    if flushes_subnormals(x):
+        return differentiable(xp, lambda x, e: (_ldexp_of_bits(xp, x, e),), _ldexp_rule, x, e)[0]
     bound = exponent_bound(xp, x)
     if not is_host(x) or largest_exponent(xp, e) > bound:
         return _in_two_steps(xp, x, e)
@@ -155,12 +160,10 @@ def _power(xp: Any, x: Array, e: Array) -> Array:
     return xp.astype(factor, x.dtype)
 
 
-def _jax_max_exponent(xp: Any, parts: tuple[Array, ...]) -> Array:
-    """The same in integers: XLA flushes subnormal numbers to zero in everything else."""
-    from jax.lax import bitcast_convert_type
-
+def _max_exponent_of_bits(xp: Any, parts: tuple[Array, ...]) -> Array:
+    """The same in integers, which is exact where subnormal numbers are flushed to zero in everything else."""
     kind = _layout(xp, parts[0])
-    bits = [_magnitude(bitcast_convert_type(p, kind.integer)) for p in parts]
+    bits = [_magnitude(_cast(p, kind.integer)) for p in parts]
     # the order of |x| is the order of its bits
     top = reduce(xp.maximum, [xp.max(b, axis=(-2, -1), keepdims=True) for b in bits])
     field = top >> kind.fraction
@@ -169,31 +172,47 @@ def _jax_max_exponent(xp: Any, parts: tuple[Array, ...]) -> Array:
     return xp.astype(xp.where(field > 2 * kind.bias, NOT_FINITE, e), xp.int32)
 
 
+def _cast(x: Array, dtype: Any) -> Array:
+    """Numbers of another dtype with the bits of `x`."""
+    if not compat.is_jax_array(x):
+        return x.view(dtype)
+    from jax.lax import bitcast_convert_type
+
+    return bitcast_convert_type(x, dtype)
+
+
+def _complex(xp: Any, real: Array, imag: Array) -> Array:
+    """Complex numbers of these parts, with which nothing is computed."""
+    if not compat.is_jax_array(real):
+        return xp.stack((real, imag), axis=-1).view(xp.complex64)[..., 0]
+    from jax.lax import complex
+
+    return complex(real, imag)
+
+
 def _magnitude(bits: Array) -> Array:
     """Clear the sign bit of the floating-point numbers whose bits are given as signed integers."""
     return bits & ((1 << 8 * bits.dtype.itemsize - 1) - 1)
 
 
-def _jax_ldexp(xp: Any, x: Array, e: Array) -> Array:
+def _ldexp_of_bits(xp: Any, x: Array, e: Array) -> Array:
     """The same in integers, subnormal results included, rounded to the nearest."""
-    from jax.lax import bitcast_convert_type, complex
-
     if is_complex(xp, x):
-        return complex(_jax_ldexp(xp, xp.real(x), e), _jax_ldexp(xp, xp.imag(x), e))
+        return _complex(xp, *(_ldexp_of_bits(xp, p, e) for p in _parts(xp, x)))
     integer, fraction, bias = _layout(xp, x)
-    one = xp.asarray(1, integer)
+    one = xp.asarray(1, dtype=integer)
     infinity = 2 * bias + 1 << fraction
-    bits = bitcast_convert_type(x, integer)
+    bits = _cast(x, integer)
     magnitude, e = _magnitude(bits), xp.astype(e, integer)
     # a subnormal number is its bits, as an integer, times 2^(1 - bias - fraction)
     subnormal = magnitude >> fraction == 0
-    number = xp.where(subnormal, bitcast_convert_type(xp.astype(magnitude, x.dtype), integer), magnitude)
+    number = xp.where(subnormal, _cast(xp.astype(magnitude, x.dtype), integer), magnitude)
     e = xp.where(subnormal, e + 1 - bias - fraction, e)
     field = (number >> fraction) + e
     normal = xp.where(field > 2 * bias, infinity, number + (e << fraction))
     mantissa = number & (one << fraction) - 1 | one << fraction
-    shift = xp.clip(1 - field, 1, fraction + 2)
+    shift = xp.minimum(xp.maximum(1 - field, one), one * (fraction + 2))
     rounded = mantissa + (one << shift - 1) - 1 + (mantissa >> shift & 1) >> shift
     result = xp.where(field > 0, normal, rounded)
     result = xp.where((magnitude == 0) | (magnitude >= infinity), magnitude, result)
-    return bitcast_convert_type(result | bits ^ magnitude, x.dtype)
+    return _cast(result | bits ^ magnitude, x.dtype)
