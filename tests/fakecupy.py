@@ -156,6 +156,17 @@ def _inv(a):
         return np.where(regular, np.linalg.inv(np.where(regular, a, one)), a.dtype.type(7))
 
 
+def _spoiled(name):
+    """CuSOLVER's, which makes NaN of a stack with one bad matrix."""
+
+    def decomposition(x, **options):
+        calls.append(name)
+        parts = getattr(np.linalg, name)(np.where(np.isfinite(x), x, 0), **options)
+        return tuple(part if np.isfinite(x).all() else part * np.nan for part in parts)
+
+    return on_device(decomposition)
+
+
 class Generator:
     """Draws on the current device."""
 
@@ -184,7 +195,8 @@ MADE = ("arange", "asarray", "array", "empty", "eye", "full", "linspace", "ones"
 _NOTHING = ModuleType("nothing")
 _DEVICE = _module("cupy.cuda.device", _NOTHING, Device=Device)
 _CUDA = _module("cupy.cuda", _NOTHING, Device=Device, device=_DEVICE)
-_LINALG = _module("cupy.linalg", np.linalg, cholesky=on_device(_cholesky), inv=on_device(_inv))
+_OWN = {"cholesky": on_device(_cholesky), "inv": on_device(_inv), **{name: _spoiled(name) for name in ("eigh", "svd")}}
+_LINALG = _module("cupy.linalg", np.linalg, **_OWN)
 _RANDOM = _module("cupy.random", _NOTHING, default_rng=Generator, Generator=Generator)
 _FFT = _module("cupy.fft", np.fft)
 PARTS = {"cuda": _CUDA, "linalg": _LINALG, "random": _RANDOM, "fft": _FFT}

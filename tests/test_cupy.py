@@ -127,6 +127,20 @@ def test_a_factorization_that_fails_in_silence_is_nan(cupy, bad, dtype, stack):
         assert np.linalg.norm(V[i] @ S[i] - np.eye(5)) <= 32 * eps * np.linalg.cond(S[i])
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["eigh", "svd"])
+@pytest.mark.parametrize("dtype", DTYPES[:4])
+def test_a_bad_matrix_spoils_no_other_of_its_stack(cupy, dtype, name, bad):
+    X = sample(dtype, 3, 5, 5)
+    X = X + X.conj().mT
+    X[1, 2, 3] = bad
+    with np.errstate(invalid="ignore"):  # a stand-in of NumPy says something
+        found, alone = (getattr(be, name)(be.namespace(x), x) for x in map(cupy.asarray, (X, X[::2])))
+    for part, expected in zip(found, alone, strict=True):
+        assert np.isnan(part.values[1]).all()
+        np.testing.assert_array_equal(part.values[::2], expected.values)
+
+
 @pytest.mark.parametrize("decades", [0, 3, 6])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_factorization_of_an_ill_conditioned_matrix_has_not_failed(cupy, decades, dtype):
