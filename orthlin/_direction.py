@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from orthlin import _backend as be
@@ -214,11 +215,12 @@ class Recipe:
 
 
 def _rank(rank: Any, k: int) -> int:
-    """Rank as a number, at most k: an int is taken as it is, a float as a fraction of k."""
-    if isinstance(rank, float):
-        if not 0 < rank <= 1:
+    """Rank as a number, at most k: an integer is taken as it is, another real number as a fraction of k."""
+    if isinstance(rank, Real) and not isinstance(rank, Integral):
+        share = float(rank)
+        if not 0 < share <= 1:
             raise RankError(f"rank: expected a fraction in (0, 1] or a positive integer, got {rank}")
-        return max(1, round(rank * k))
+        return max(1, round(share * k))
     return min(check.count(rank, "rank", low=1), k)
 
 

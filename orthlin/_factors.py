@@ -12,7 +12,7 @@ from orthlin import _backend as be
 from orthlin._derivatives import basis_rule, polar_adjoint, polar_rule
 from orthlin._gram import approximate_root, basis, inverse_root
 from orthlin._polynomial import apply, converging, rank_filter
-from orthlin._scaling import times
+from orthlin._scaling import scaled, times
 from orthlin.qr import MILD, thin_qr
 
 Array = Any
@@ -34,7 +34,7 @@ class Way(NamedTuple):
 def block(xp: Any, X: Array, s: Array | None, Y: Array, way: Way) -> tuple[Array, Array]:
     """Q, an orthonormal basis of the range of a sketch Y of A = s X, and the block C = Q^H A."""
     if Y.shape[-2] == Y.shape[-1]:
-        return Y, times(be.working(xp, X), s)
+        return Y, scaled(xp, be.working(xp, X), s)
     if 0 in Y.shape:
         Q = Y
     elif way.tol is not None:

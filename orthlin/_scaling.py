@@ -38,14 +38,21 @@ def in_range(
     are not finite.  Host matrices are scaled themselves where they need it, and s is None; so are those of a library
     that takes subnormal numbers for zero, unless it may (`subnormal`).
     """
-    if be.is_host(x) or (subnormal and be.flushes_subnormals(x)):
+    if be.is_host(x) or (subnormal and be.flushes_subnormals(x, products=True)):
         return unit_scale(xp, be.working(xp, x), name, keep=keep)[0], None
     return x, be.safe_factor(xp, x, keep)
 
 
 def times(x: Array, s: Array | None) -> Array:
-    """`x` times the factor of `in_range`."""
+    """A test matrix or basis times the factor of `in_range`."""
     return x if s is None else x * s
+
+
+def scaled(xp: Any, x: Array, s: Array | None) -> Array:
+    """The matrices of `in_range` times their factor, exact for subnormal entries too."""
+    if s is None or not be.flushes_subnormals(x):
+        return times(x, s)
+    return xp.where(xp.isfinite(s), be.ldexp(xp, x, xp.frexp(xp.real(s))[1] - 1), xp.nan)
 
 
 class Seen(NamedTuple):

@@ -7,7 +7,7 @@ from orthlin import _checks as check
 from orthlin import sketch as sk
 from orthlin._derivatives import dense_rule, factors_rule
 from orthlin._factors import METHODS, Way, block, multiplied, rooted, signed
-from orthlin._scaling import in_range, times
+from orthlin._scaling import in_range, scaled
 from orthlin.rangefinder import powered_sketch, sketch_width
 
 Array = Any
@@ -229,4 +229,4 @@ def _spanning(xp: Any, X: Array, s: Array | None, width: int) -> Array | None:
     m, n = X.shape[-2:]
     if width == m:
         return xp.broadcast_to(be.eye_like(xp, be.working(xp, X[..., :0, :0]), m), (*X.shape[:-1], m))
-    return times(be.working(xp, X), s) if width == n else None
+    return scaled(xp, be.working(xp, X), s) if width == n else None

@@ -10,7 +10,7 @@ from orthlin import _checks as check
 from orthlin._derivatives import polar_adjoint, polar_rule, sign_adjoint, sign_rule
 from orthlin._newton import newton_sign
 from orthlin._polynomial import apply, apply_square, reaching
-from orthlin._scaling import in_range, times, unit_scale
+from orthlin._scaling import in_range, scaled, unit_scale
 from orthlin._unitary import unitary
 from orthlin.errors import OptionError
 from orthlin.schedules import Schedule
@@ -113,7 +113,7 @@ def orthogonalize(
     """
     xp = check.matrix(A, "A")
     check.option(method, "method", METHODS)
-    X = times(*in_range(xp, be.working(xp, A), "A", keep=0))
+    X = scaled(xp, *in_range(xp, be.working(xp, A), "A", keep=0))
     if schedule is None and tol is None:
         return be.convert(xp, _unitary(xp, X, method, _line(xp, A, X), be.eps(xp, A)), A.dtype)
     if tol is not None:
@@ -259,7 +259,7 @@ def matrix_sign(A: Array, /, *, method: str = "newton", schedule: Schedule | Non
     """
     xp = check.matrix(A, "A", square=True)
     check.option(method, "method", ("newton", "newton_schulz"))
-    X = times(*in_range(xp, be.working(xp, A), "A", keep=0))
+    X = scaled(xp, *in_range(xp, be.working(xp, A), "A", keep=0))
     if schedule is not None:
         if method == "newton":
             raise OptionError("schedule: method 'newton' takes none; choose 'newton_schulz'")

@@ -7,7 +7,7 @@ from typing import Any
 from orthlin import _backend as be
 from orthlin import _checks as check
 from orthlin import sketch as sk
-from orthlin._scaling import in_range, times, unit_scale
+from orthlin._scaling import in_range, scaled, times, unit_scale
 from orthlin.errors import DeviceError, NonFiniteError, ShapeError
 from orthlin.qr import thin_qr
 
@@ -168,7 +168,7 @@ def _sketched(
     if test_matrix is not None:
         omega = times(*in_range(xp, test_matrix, "test_matrix", keep=_SAFE, subnormal=False))
     elif kind == "columns":
-        return times(be.working(xp, xp.take(X, sk.columns(n, width, like=X, rng=rng), axis=-1)), s)
+        return scaled(xp, be.working(xp, xp.take(X, sk.columns(n, width, like=X, rng=rng), axis=-1)), s)
     else:
         draw = sk.gaussian if kind == "gaussian" else sk.sparse_sign
         omega = draw(n, width, like=X, rng=rng)

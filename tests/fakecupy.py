@@ -1,5 +1,6 @@
 """CuPy without CuPy: NumPy behind a wall through which no value can be read, with CuPy's silent failures.
 
+In single precision subnormal numbers are zero wherever CuPy computes entry by entry: it compiles with ``-ftz=true``.
 What array-api-compat makes of CuPy runs as it is.  An array knows its device; results and constants are made on the
 current device, as CuPy's are, and mixing devices is an error.  Where CuPy would wait, `Waits` is raised.
 """
@@ -58,12 +59,40 @@ def _closed(x):
 
 
 def on_device(function):
-    """`function` of NumPy on arrays of the device."""
-    return lambda *args, **kwargs: _closed(function(*_open(args), **{k: _open(v) for k, v in kwargs.items()}))
+    """`function` of NumPy on arrays of the device, without its warnings."""
+
+    @np.errstate(all="ignore")
+    def call(*args, **kwargs):
+        return _closed(function(*_open(args), **{k: _open(v) for k, v in kwargs.items()}))
+
+    return call
+
+
+MOVE = {
+    *("matmul", "svd", "qr", "eigh"),
+    *("where", "take", "concatenate", "stack", "broadcast_to", "reshape", "swapaxes", "expand_dims", "real", "imag"),
+}
+"""Functions of cuBLAS and cuSOLVER, and those that compute nothing: they flush nothing."""
+
+
+def _flushed(x):
+    """Zero in place of what is subnormal in single precision."""
+    if isinstance(x, ndarray) and x.dtype in ("float32", "complex64"):
+        parts = np.ascontiguousarray(x.values[..., None]).view("float32")
+        parts = np.where(np.abs(parts) < np.finfo("float32").tiny, np.float32(0), parts)
+        return ndarray(parts.view(x.dtype)[..., 0])
+    return getattr(type(x), "_make", type(x))(map(_flushed, x)) if isinstance(x, list | tuple) else x
 
 
 def _waits(*_):
     raise Waits
+
+
+def _computed(name, function, args, kwargs):
+    calls.append(name)
+    if name in MOVE:
+        return on_device(function)(*args, **kwargs)
+    return _flushed(on_device(function)(*_flushed(args), **kwargs))
 
 
 def _index(key):
@@ -82,12 +111,10 @@ class ndarray(NDArrayOperatorsMixin):
         self.values, self.device = np.asarray(values), Device()
 
     def __array_ufunc__(self, ufunc, method, *args, **kwargs):
-        calls.append(ufunc.__name__)
-        return on_device(getattr(ufunc, method))(*args, **kwargs)
+        return _computed(ufunc.__name__, getattr(ufunc, method), args, kwargs)
 
     def __array_function__(self, function, types, args, kwargs):
-        calls.append(function.__name__)
-        return on_device(function)(*args, **kwargs)
+        return _computed(function.__name__, function, args, kwargs)
 
     def __getattr__(self, name):  # the methods of a NumPy array
         if name.startswith("__"):
@@ -134,6 +161,17 @@ def _inv(a):
         return np.where(regular, np.linalg.inv(np.where(regular, a, one)), a.dtype.type(7))
 
 
+def _spoiled(name):
+    """CuSOLVER's, which makes NaN of a stack with one bad matrix."""
+
+    def decomposition(x, **options):
+        calls.append(name)
+        parts = getattr(np.linalg, name)(np.where(np.isfinite(x), x, 0), **options)
+        return tuple(part if np.isfinite(x).all() else part * np.nan for part in parts)
+
+    return on_device(decomposition)
+
+
 class Generator:
     """Draws on the current device."""
 
@@ -162,7 +200,8 @@ MADE = ("arange", "asarray", "array", "empty", "eye", "full", "linspace", "ones"
 _NOTHING = ModuleType("nothing")
 _DEVICE = _module("cupy.cuda.device", _NOTHING, Device=Device)
 _CUDA = _module("cupy.cuda", _NOTHING, Device=Device, device=_DEVICE)
-_LINALG = _module("cupy.linalg", np.linalg, cholesky=on_device(_cholesky), inv=on_device(_inv))
+_OWN = {"cholesky": on_device(_cholesky), "inv": on_device(_inv), **{name: _spoiled(name) for name in ("eigh", "svd")}}
+_LINALG = _module("cupy.linalg", np.linalg, **_OWN)
 _RANDOM = _module("cupy.random", _NOTHING, default_rng=Generator, Generator=Generator)
 _FFT = _module("cupy.fft", np.fft)
 PARTS = {"cuda": _CUDA, "linalg": _LINALG, "random": _RANDOM, "fft": _FFT}

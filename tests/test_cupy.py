@@ -127,6 +127,20 @@ def test_a_factorization_that_fails_in_silence_is_nan(cupy, bad, dtype, stack):
         assert np.linalg.norm(V[i] @ S[i] - np.eye(5)) <= 32 * eps * np.linalg.cond(S[i])
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["eigh", "svd"])
+@pytest.mark.parametrize("dtype", DTYPES[:4])
+def test_a_bad_matrix_spoils_no_other_of_its_stack(cupy, dtype, name, bad):
+    X = sample(dtype, 3, 5, 5)
+    X = X + X.conj().mT
+    X[1, 2, 3] = bad
+    with np.errstate(invalid="ignore"):  # a stand-in of NumPy says something
+        found, alone = (getattr(be, name)(be.namespace(x), x) for x in map(cupy.asarray, (X, X[::2])))
+    for part, expected in zip(found, alone, strict=True):
+        assert np.isnan(part.values[1]).all()
+        np.testing.assert_array_equal(part.values[::2], expected.values)
+
+
 @pytest.mark.parametrize("decades", [0, 3, 6])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_factorization_of_an_ill_conditioned_matrix_has_not_failed(cupy, decades, dtype):
@@ -171,3 +185,47 @@ def test_what_the_real_cupy_says_of_dtypes():
     }.items():
         assert be.kind(xp, dtype) == expected
     assert "float64" in xp.__array_namespace_info__().dtypes(device=cupy.cuda.Device(0), kind="real floating")
+
+
+def subnormal(dtype, *shape):
+    """Multiples of 2^-149 below 2^-126, whose products with powers of two are exact."""
+    rng = np.random.default_rng(0)
+    parts = np.ldexp(rng.integers(-(2**20), 2**20, (2, *shape)).astype("float32"), np.int32(-149))
+    return (parts[0] + 1j * parts[1] if dtype == "complex64" else parts[0]).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_the_stand_in_flushes_as_cupy_does(cupy, dtype):
+    x = cupy.asarray(subnormal(dtype, 3, 3))
+    assert not any(y.values.any() for y in (x * 1, x + x, abs(x), x * 2.0**100, be.namespace(x).max(abs(x))))
+    assert (x @ cupy.asarray(2.0**30 * np.eye(3, dtype=dtype))).values.any()
+    assert (cupy.asarray(x.values.astype("complex128")) * 1).values.any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("k", [-149, -140, -127, -126, -100, 0, 100])
+def test_exponents_and_scaling_are_exact_where_numbers_are_subnormal(cupy, dtype, k):
+    A = np.round(8 * sample("complex128" if dtype == "complex64" else "float64", 4, 5)) * 2.0**k
+    A = A.astype(dtype)
+    given = cupy.asarray(A)
+    xp = be.namespace(given)
+    e = be.max_exponent(xp, given)
+    found = int(e.values[0, 0])
+    assert found == np.frexp(max(np.abs(A.real).max(), np.abs(A.imag).max()))[1]
+    X = be.ldexp(xp, given, -e)
+    np.testing.assert_array_equal(X.values, A.astype("complex128") * 2.0**-found)
+    np.testing.assert_array_equal(be.ldexp(xp, X, e).values, A)
+    assert be.safe_factor(xp, given, 0).values == 2.0 ** min(126, -found)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("name", list(CALLS)[: list(CALLS).index("sketch")])
+def test_subnormal_matrices_are_treated_as_normal_ones_are(cupy, name, dtype):
+    """Factors without a scale are equal, those with that of A to one unit of subnormal numbers in each part."""
+    A, W = subnormal(dtype, M, N), cupy.asarray(sample(dtype, N, R))
+    small, large = (CALLS[name](cupy.asarray((A * 2.0**k).astype(dtype)), W) for k in (0, 60))
+    for x, y in zip(*(r if isinstance(r, tuple) else (r,) for r in (small, large)), strict=True):
+        scale = 2.0**60 if np.abs(x.values).max() < 1e-30 else 1.0
+        off = np.abs(scale * x.values.astype("complex128") - y.values).max()
+        assert off <= (2.0 ** (60 - 149) if scale > 1 else 0)
+        assert y.values.any()

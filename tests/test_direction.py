@@ -1,6 +1,7 @@
 """The direction of a step: the formula written out with an SVD, and what follows from it."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -382,3 +383,23 @@ def test_it_is_the_formula_wherever_that_is_well_conditioned(problem, xp):
     expected, _, _ = direction(U, r, omega, n_iter=recipe.n_iter, tail=alpha)
     assert error(O, expected) <= 100 * eps * cond
     assert s.item().real == pytest.approx(expected_length(recipe, U, expected), rel=100 * float(eps) * cond)
+
+
+FRACTIONS = (np.float16(0.25), np.float32(0.25), np.float64(0.25), np.longdouble(0.25), Fraction(1, 4))
+COUNTS = (np.int8(8), np.uint16(8), np.int64(8))
+
+
+@pytest.mark.parametrize("rank", [0.25, *FRACTIONS, 8, *COUNTS], ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize("given_as", [lambda r: r, lambda r: lambda _: r], ids=["number", "function"])
+def test_numbers_of_every_library_are_ranks(rank, given_as):
+    assert Recipe(rank=given_as(rank)).width((32, 48)) == 8
+
+
+@pytest.mark.parametrize(
+    "rank",
+    [True, np.True_, 0, np.int64(-1), 0.0, np.float32(1.5), np.float64("nan"), 0.25j, "8", np.array(0.25)],
+    ids=repr,
+)
+def test_what_is_no_rank_is_refused(rank):
+    with pytest.raises(RankError, match="rank: expected"):
+        Recipe(rank=rank)

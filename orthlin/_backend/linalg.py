@@ -193,13 +193,24 @@ def _unless_nan(
     second: Callable[[Array], tuple[Array, ...]],
     x: Array,
 ) -> tuple[Array, ...]:
-    """`first(x)`, or if that fails `second` of the finite matrices of the stack and NaN for the others."""
+    """`first(x)`, or if that fails `second` of the finite matrices of the stack and NaN for the others.
+
+    GPUs do not say that it fails, or spoil the whole stack: there the others are zero before and NaN after the call.
+    """
+    if not is_host(x) and not compat.is_jax_array(x):
+        return _of_finite(xp, first, x)
     try:
         return first(x)
     except _refusal(x):
-        ok = xp.all(xp.isfinite(x), axis=(-2, -1), keepdims=True)
-        parts = second(xp.where(ok, x, xp.zeros_like(x)))
-        return tuple(xp.where(ok if p.ndim == x.ndim else ok[..., 0], p, xp.nan) for p in parts)
+        return _of_finite(xp, second, x)
+
+
+def _of_finite(xp: Any, function: Callable[[Array], tuple[Array, ...]], x: Array) -> tuple[Array, ...]:
+    """`function` of the finite matrices of a stack and NaN for the others."""
+    spoiled = xp.sum(0 * x, axis=(-2, -1), keepdims=True)  # zero, or NaN where an entry is not finite
+    bad = xp.real(spoiled) if is_complex(xp, x) else spoiled
+    parts = function(xp.where(bad == 0, x, 0))
+    return tuple(p + (bad if p.ndim == x.ndim else bad[..., 0]) for p in parts)
 
 
 def _refusal(x: Array) -> type[Exception]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import array_api_compat as compat
 
-from orthlin._backend.arrays import Array, bits, convert, device, is_complex, is_host, working
+from orthlin._backend.arrays import Array, bits, convert, device, is_complex, is_host, namespace, working
 from orthlin._backend.derivative import Arrays, constant, differentiable
 
 _MATRIX: dict[str, Any] = {"axis": (-2, -1), "keepdims": True}
@@ -38,8 +38,8 @@ def max_exponent(xp: Any, x: Array) -> Array:
     """
     if 0 in x.shape:
         return xp.zeros((*x.shape[:-2], 1, 1), dtype=xp.int32, device=device(x))
-    if compat.is_jax_array(x):
-        return _jax_max_exponent(xp, tuple(working(xp, p) for p in _parts(xp, constant(x))))
+    if flushes_subnormals(x):
+        return _max_exponent_of_bits(xp, tuple(working(xp, p) for p in _parts(xp, constant(x))))
     top = _largest(xp, x)
     return xp.where(xp.isfinite(top), _exponent(xp, top), NOT_FINITE)
 
@@ -51,7 +51,10 @@ def _parts(xp: Any, x: Array) -> tuple[Array, ...]:
 def _largest(xp: Any, x: Array) -> Array:
     """Largest |x_ij| over real and imaginary parts: two passes are faster for CPUs, one call for devices."""
     x = constant(x)
-    if is_host(x):
+    if flushes_subnormals(x) and not compat.is_jax_array(x):  # the order of |x| is the order of its bits
+        kind = _layout(xp, x)
+        ends = [xp.max(_magnitude(p.view(kind.integer)), **_MATRIX).view(p.dtype) for p in _parts(xp, x)]
+    elif is_host(x):
         ends = [end for p in _parts(xp, x) for end in (xp.max(p, **_MATRIX), -xp.min(p, **_MATRIX))]
     else:
         ends = [_maximum_norm(xp, p) for p in _parts(xp, x)]
@@ -71,8 +74,7 @@ def nonzero(xp: Any, x: Array) -> Array:
         if bool(xp.all(first)):  # mostly, and the rest need not be read
             return first
     found = xp.any(x != 0, **_MATRIX)
-    # XLA takes subnormal numbers for zero in comparisons
-    return found | (max_exponent(xp, x) != 0) if compat.is_jax_array(x) else found
+    return found | (max_exponent(xp, x) != 0) if flushes_subnormals(x) else found
 
 
 def largest_exponent(xp: Any, e: Array) -> int:
@@ -109,7 +111,7 @@ def safe_factor(xp: Any, x: Array, spare: int = KEEP) -> Array:
 def power_factor(xp: Any, top: Array, x: Array, spare: int = KEEP) -> Array:
     """Power of two in the dtype of `x` that takes finite sizes `top` of its matrices next to one, as far as it may."""
     reach = _layout(xp, x).bias - 1 - spare
-    if compat.is_torch_array(top) or compat.is_jax_array(top):  # in the bits of the number itself: a few calls
+    if _has_bits(top):  # in the bits of the number itself: a few calls
         kind = _layout(xp, top)
         field = 2 * kind.bias - 1 - (top.view(kind.integer) >> kind.fraction)
         power = (field.clip(kind.bias - reach, kind.bias + reach) << kind.fraction).view(top.dtype)
@@ -119,9 +121,19 @@ def power_factor(xp: Any, top: Array, x: Array, spare: int = KEEP) -> Array:
     return convert(xp, power, working(xp, x).dtype)
 
 
-def flushes_subnormals(x: Array) -> bool:
-    """Whether the library takes subnormal numbers for zero in a product."""
+def flushes_subnormals(x: Array, *, products: bool = False) -> bool:
+    """Whether the library takes subnormal numbers for zero, entry by entry or in `products` of matrices too.
+
+    XLA does always.  CuPy compiles its own kernels so that they do in single precision; its products are cuBLAS's.
+    """
+    if compat.is_cupy_array(x):
+        return not products and bits(namespace(x), x) == 32
     return bool(compat.is_jax_array(x))
+
+
+def _has_bits(x: Array) -> bool:
+    """Whether the numbers of an array of any library but NumPy can be read as integers, by a method `view`."""
+    return bool(compat.is_torch_array(x) or compat.is_jax_array(x) or compat.is_cupy_array(x))
 
 
 def clipped(xp: Any, e: Array, bound: int) -> Array:
@@ -135,8 +147,8 @@ def ldexp(xp: Any, x: Array, e: Array, *, toward_one: bool = False) -> Array:
 
     `toward_one` says that no finite result exceeds one: subnormal ones may then be zero.
     """
-    if compat.is_jax_array(x):
-        return differentiable(xp, lambda x, e: (_jax_ldexp(xp, x, e, toward_one),), _ldexp_rule, x, e)[0]
+    if flushes_subnormals(x):
+        return differentiable(xp, lambda x, e: (_ldexp_of_bits(xp, x, e, toward_one),), _ldexp_rule, x, e)[0]
     bound = exponent_bound(xp, x)
     if not is_host(x) or largest_exponent(xp, e) > bound:
         return _in_two_steps(xp, x, e)
@@ -157,7 +169,7 @@ def _power(xp: Any, x: Array, e: Array) -> Array:
     """2^e in the dtype of `x`."""
     integer, fraction, bias = _layout(xp, x)
     real = xp.float32 if integer == xp.int32 else xp.float64
-    if compat.is_torch_array(x) or compat.is_jax_array(x):
+    if _has_bits(x):
         # pow is not exact on every device: write the exponent field of the number itself
         factor = (xp.astype(e, integer) + bias << fraction).view(real)
     elif hasattr(xp, "ldexp"):
@@ -167,18 +179,34 @@ def _power(xp: Any, x: Array, e: Array) -> Array:
     return xp.astype(factor, x.dtype)
 
 
-def _jax_max_exponent(xp: Any, parts: tuple[Array, ...]) -> Array:
-    """The same in integers: XLA flushes subnormal numbers to zero in everything else."""
-    from jax.lax import bitcast_convert_type
-
+def _max_exponent_of_bits(xp: Any, parts: tuple[Array, ...]) -> Array:
+    """The same in integers, which are exact where subnormal numbers are flushed to zero in everything else."""
     kind = _layout(xp, parts[0])
-    bits = [_magnitude(bitcast_convert_type(p, kind.integer)) for p in parts]
+    bits = [_magnitude(_cast(p, kind.integer)) for p in parts]
     # the order of |x| is the order of its bits
     top = reduce(xp.maximum, [xp.max(b, axis=(-2, -1), keepdims=True) for b in bits])
     subnormal, number = _normal(xp, kind, top, parts[0].dtype)
     e = (number >> kind.fraction) + xp.where(subnormal, 2 - 2 * kind.bias - kind.fraction, 1 - kind.bias)
     e = xp.where(top == 0, 0, e)
     return xp.astype(xp.where(top >= _infinity(kind), NOT_FINITE, e), xp.int32)
+
+
+def _cast(x: Array, dtype: Any) -> Array:
+    """Numbers of another dtype with the bits of `x`."""
+    if not compat.is_jax_array(x):
+        return x.view(dtype)
+    from jax.lax import bitcast_convert_type
+
+    return bitcast_convert_type(x, dtype)
+
+
+def _complex(xp: Any, real: Array, imag: Array) -> Array:
+    """Complex numbers of these parts, with which nothing is computed."""
+    if not compat.is_jax_array(real):
+        return xp.stack((real, imag), axis=-1).view(xp.complex64)[..., 0]
+    from jax.lax import complex
+
+    return complex(real, imag)
 
 
 def _magnitude(bits: Array) -> Array:
@@ -195,20 +223,16 @@ def _normal(xp: Any, kind: _Float, magnitude: Array, dtype: Any) -> tuple[Array,
 
     A subnormal number is its bits, as an integer, times 2^(1 - bias - fraction).
     """
-    from jax.lax import bitcast_convert_type
-
     subnormal = magnitude < 1 << kind.fraction
-    return subnormal, xp.where(subnormal, bitcast_convert_type(xp.astype(magnitude, dtype), kind.integer), magnitude)
+    return subnormal, xp.where(subnormal, _cast(xp.astype(magnitude, dtype), kind.integer), magnitude)
 
 
-def _jax_ldexp(xp: Any, x: Array, e: Array, toward_one: bool) -> Array:
+def _ldexp_of_bits(xp: Any, x: Array, e: Array, toward_one: bool) -> Array:
     """The same in integers, subnormal results included, rounded to the nearest."""
-    from jax.lax import bitcast_convert_type, complex
-
     if is_complex(xp, x):
-        return complex(*(_jax_ldexp(xp, part, e, toward_one) for part in _parts(xp, x)))
+        return _complex(xp, *(_ldexp_of_bits(xp, part, e, toward_one) for part in _parts(xp, x)))
     kind = _layout(xp, x)
-    bits = bitcast_convert_type(x, kind.integer)
+    bits = _cast(x, kind.integer)
     magnitude, e = _magnitude(bits), xp.astype(e, kind.integer)
     subnormal, number = _normal(xp, kind, magnitude, x.dtype)
     e = xp.where(subnormal, e + (1 - kind.bias - kind.fraction), e)
@@ -220,14 +244,12 @@ def _jax_ldexp(xp: Any, x: Array, e: Array, toward_one: bool) -> Array:
         result = xp.where(field > 2 * kind.bias, _infinity(kind), result)
         result = xp.where(field > 0, result, _units(xp, kind, number, field, x.dtype))
         result = xp.where((magnitude == 0) | (magnitude >= _infinity(kind)), magnitude, result)
-    return bitcast_convert_type(result | bits ^ magnitude, x.dtype)
+    return _cast(result | bits ^ magnitude, x.dtype)
 
 
 def _units(xp: Any, kind: _Float, number: Array, field: Array, dtype: Any) -> Array:
     """A number in units of the smallest one, rounded, which are its bits where its exponent field is below one."""
-    from jax.lax import RoundingMethod, bitcast_convert_type, round
-
     _, fraction, bias = kind
     exponent = xp.maximum(field, -fraction - 1) + (bias + fraction - 1)  # below a quarter of a unit all are alike
-    units = bitcast_convert_type(number & (1 << fraction) - 1 | exponent << fraction, dtype)
-    return xp.astype(round(units, RoundingMethod.TO_NEAREST_EVEN), kind.integer)
+    units = _cast(number & (1 << fraction) - 1 | exponent << fraction, dtype)
+    return xp.astype(xp.round(units), kind.integer)

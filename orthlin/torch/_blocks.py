@@ -24,7 +24,7 @@ PARTS: dict[str, list[tuple[str, ...]]] = {
     "in_proj_qkv": [("key_dim", "key_dim", "value_dim")],
     "kv_a_proj_with_mqa": [("kv_lora_rank", "qk_rope_head_dim")],
 }
-# Parts that alternate by head or row: no blocks but the heads'.
+# Parts that alternate by head or group of rows, which no strides reach: no blocks but the heads'.
 ALTERNATING = {"query_key_value", "queries_keys_values", "in_proj_qkvz", "in_proj_ba", "kv_b_proj"}
 ALTERNATING_IN = {
     "CodeGenAttention",
@@ -42,6 +42,7 @@ class Blocks(NamedTuple):
     splits: int | tuple[int, ...] = 1
     words: str = ""
     axis: str = "out"
+    interleave: bool = False
 
 
 WHOLE = ", fused, whole: "
@@ -123,6 +124,8 @@ def _parts(place: Place) -> Blocks:
         sizes = [place.inner] * 3
     if attribute in GATED and out == 2 * place.following:
         sizes = [out // 2] * 2
+    if sizes is not None and attribute in GATED and getattr(module, "is_concatenated", True) is False:
+        return Blocks(len(sizes), f", {len(sizes)} fused, row by row", interleave=True)
     if place.alternates() and (sizes is not None or attribute in ALTERNATING):
         return ALTERNATE
     if sizes is None:

@@ -105,6 +105,10 @@ def _schedule(name: str | None) -> Schedule | None:
 
 def recipe_of(group: dict[str, Any], rank: Callable[[Any], Any] | None = None) -> Recipe:
     """Return the recipe of a group, with a function of the step as its rank if there is one."""
+    if callable(group["rank"]):
+        raise OptionError(
+            f"rank: expected a number in a group, got {group['rank']!r}; pass a function of the step to the constructor"
+        )
     options = {key: group[key] for key in _RECIPE} | ({} if rank is None else {"rank": lambda t: plain(rank(t))})
     return Recipe(schedule=_schedule(group["schedule"]), **options)
 

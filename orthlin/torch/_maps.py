@@ -170,6 +170,6 @@ def _in_list(modules: dict[str, nn.Module], name: str) -> bool:
     return any(isinstance(modules[".".join(parts[:i])], nn.ModuleList) for i in range(len(parts)))
 
 
-def split(known: Map, splits: int | tuple[int, ...], axis: str = "out") -> MatrixView:
+def split(known: Map, splits: int | tuple[int, ...], axis: str, interleave: bool) -> MatrixView:
     """The view of a map with blocks."""
-    return replace(known.view, splits=splits, split_axis=axis)
+    return replace(known.view, splits=splits, split_axis=axis, interleave=interleave)

@@ -133,7 +133,9 @@ class Survey:
         found = blocks(place, self.split_qkv, self.per_head)
         if known.experts:
             found = found._replace(words=f", {known.experts} experts{found.words}")
-        return (known.view if found.splits == 1 else split(known, found.splits, found.axis)), found.words
+        if found.splits == 1:
+            return known.view, found.words
+        return split(known, found.splits, found.axis, found.interleave), found.words
 
 
 class Overrides:

@@ -32,6 +32,8 @@ class MatrixView:
         Rows or columns; the output projection of attention splits by heads along its columns.
     batch_ndim : int
         Number of leading axes that count matrices, as experts.
+    interleave : bool
+        Whether the equal blocks take turns, one row (or column) each, as gate and up of GPT-OSS do.
 
     Raises
     ------
@@ -54,15 +56,19 @@ class MatrixView:
     splits: int | tuple[int, ...] = 1
     split_axis: str = "out"
     batch_ndim: int = 0
+    interleave: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.transposed, bool):
-            raise OptionError(f"transposed: expected True or False, got {self.transposed!r}")
+        for name in ("transposed", "interleave"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise OptionError(f"{name}: expected True or False, got {value!r}")
         if isinstance(self.splits, list | tuple):
             if not self.splits:
                 raise OptionError("splits: expected a number of blocks or their sizes, got none")
             sizes = tuple(check.count(size, "splits", low=1) for size in self.splits)
             object.__setattr__(self, "splits", sizes)
+            if self.interleave:
+                raise OptionError(f"splits: expected a number where blocks interleave, got the sizes {sizes}")
         else:
             check.count(self.splits, "splits", low=1)
         check.option(self.split_axis, "split_axis", AXES)
@@ -79,7 +85,7 @@ class MatrixView:
         Examples
         --------
         >>> MatrixView(splits=(4, 2, 2)).as_dict()
-        {'transposed': False, 'splits': (4, 2, 2), 'split_axis': 'out', 'batch_ndim': 0}
+        {'transposed': False, 'splits': (4, 2, 2), 'split_axis': 'out', 'batch_ndim': 0, 'interleave': False}
         """
         return asdict(self)
 
@@ -113,10 +119,12 @@ class MatrixView:
         matrices = self._matrices(x, copy)
         axis = 1 + AXES.index(self.split_axis)
         sizes = self._sizes(matrices.shape[axis], tuple(x.shape))
-        if self.batch_ndim or len(set(sizes)) > 1:
+        if len(set(sizes)) > 1:
             starts = [sum(sizes[:i]) for i in range(len(sizes))]
             return [matrices.narrow(axis, start, size) for start, size in zip(starts, sizes, strict=True)]
-        return [matrices[0].unflatten(axis - 1, (len(sizes), sizes[0])).movedim(axis - 1, 0)]
+        counts = (sizes[0], len(sizes)) if self.interleave else (len(sizes), sizes[0])
+        blocks = matrices.unflatten(axis, counts).movedim(axis + self.interleave, 0)
+        return list(blocks) if self.batch_ndim else [blocks[:, 0]]
 
     def shapes(self, shape: Sequence[int]) -> list[tuple[int, int, int]]:
         """Shapes of the stacks that `view` gives for a tensor of a shape.

@@ -146,7 +146,7 @@ CASES = [
         "GptOssForCausalLM",
         "GptOssConfig",
         {**MIXTURE, "num_local_experts": EXPERTS},
-        layers(GROUPED, {(2 * F, D): EXPERTS, (D, F): EXPERTS}),
+        layers(GROUPED, gated(F, EXPERTS)),
         "e o rr tttt",
     ),
     (
@@ -361,3 +361,20 @@ def test_the_third_block_is_the_values_that_the_model_computes(model, config, op
             net(torch.arange(5)[None])
         assert inputs
         assert all(bool(given.any()) is not silent for given in inputs.values())
+
+
+@pytest.mark.parametrize("silent", [0, 1])
+def test_the_first_block_of_gpt_oss_is_the_gate_and_the_second_is_up(silent):
+    """(up + 1) gate sigmoid(gate): no gate, no result; without up it is that of the gate alone."""
+    options = {**MIXTURE, "num_local_experts": EXPERTS, "num_hidden_layers": 1}
+    net = build("GptOssForCausalLM", "GptOssConfig", options, "cpu")
+    [name] = [name for name, _ in net.named_parameters() if name.endswith("gate_up_proj")]
+    row = next(row for row in route(net).rows if row.name == name)
+    assert row.reason == f"GptOssExperts, {EXPERTS} experts, 2 fused, row by row"
+    experts = net.get_submodule(name.rpartition(".")[0])
+    with torch.no_grad():
+        for p in experts.parameters():
+            p.normal_()
+        row.view.view(row.parameter)[silent].zero_()
+        result = experts._apply_gate(torch.randn(3, D) @ row.parameter[0])
+    assert bool(result.any()) is bool(silent)

@@ -262,6 +262,24 @@ def test_a_bad_rank_of_a_function_is_an_error(kind):
         run(optimizer, params, gradients(SHAPES[:1]))
 
 
+@pytest.mark.parametrize("kind", LOW)
+def test_a_function_as_the_rank_of_a_group_is_refused_wherever_it_is_put(kind):
+    """One step counts for all groups, and a checkpoint cannot hold it."""
+    group = {"params": [matrix(8)], "rank": lambda step: 3 - step}
+    with pytest.raises(OptionError, match=r"rank: expected a number in a group, got .*constructor"):
+        kind([group])
+    optimizer = kind([matrix()])
+    with pytest.raises(OptionError, match="rank: expected a number in a group"):
+        optimizer.add_param_group(group)
+    assert len(optimizer.param_groups) == 1
+    optimizer.param_groups[0]["rank"] = group["rank"]
+    params = optimizer.param_groups[0]["params"]
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(OptionError, match="rank: expected a number in a group"):
+        run(optimizer, params, gradients(SHAPES[:1]))
+    assert all(map(torch.equal, params, before))
+
+
 @pytest.mark.parametrize("options", [{"beta": 0.9}, {"betas": (2.0, 2.0)}, {"lr": -1}, {"eps": "small"}, 3])
 def test_bad_options_for_adamw_are_an_error_that_names_them(options):
     with pytest.raises(OptionError, match="adamw"):

@@ -154,6 +154,16 @@ def test_experts_are_read_as_they_are_stored(in_first, says_so):
     assert rows["down_proj"].shapes((4, *down)) == [(4, D, 24)]
 
 
+@pytest.mark.parametrize("concatenated", [False, True, None])
+def test_gate_and_up_take_turns_where_their_module_says_so(concatenated):
+    experts = Holder(num_experts=4, gate_up_proj=raw(4, 48, D), down_proj=raw(4, D, 24))
+    if concatenated is not None:
+        experts.is_concatenated = concatenated
+    row = row_of(experts, "gate_up")
+    assert row.view == MatrixView(batch_ndim=1, splits=2, interleave=concatenated is False)
+    assert ("row by row" in row.reason) is (concatenated is False)
+
+
 # blocks ------------------------------------------------------------------------------------------
 
 

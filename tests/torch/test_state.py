@@ -430,6 +430,9 @@ ALLOWED = {
     "no maximize": without("maximize", "adamw_maximize"),
     "fewer options of AdamW": without("foreach", "fused", "capturable", "differentiable", "amsgrad"),
     "no algorithm, view or counter": without("algorithm", "view", "scheduled_rank"),
+    "views of before interleaving": lambda s: [
+        group["view"].pop("interleave") for group in s["param_groups"] if group.get("view")
+    ],
     "no options at all but the counter": lambda s: put(
         s, param_groups=[{key: group[key] for key in ("params", "step")} for group in s["param_groups"]]
     ),

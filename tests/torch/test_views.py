@@ -65,6 +65,27 @@ CASES = {
         numbered(3, 4, 6),
         lambda x: [[e.T[:3] for e in x], [e.T[3:] for e in x]],
     ),
+    "alternating": (MatrixView(splits=3, interleave=True), numbered(12, 5), lambda x: [[x[i::3] for i in range(3)]]),
+    "alternating conv1d": (
+        MatrixView(splits=2, interleave=True, transposed=True),
+        numbered(5, 6),
+        lambda x: [[x[:, i::2].T for i in range(2)]],
+    ),
+    "alternating in": (
+        MatrixView(splits=2, interleave=True, split_axis="in"),
+        numbered(4, 6),
+        lambda x: [[x[:, ::2], x[:, 1::2]]],
+    ),
+    "alternating experts": (
+        MatrixView(splits=2, interleave=True, batch_ndim=1),
+        numbered(3, 6, 5),
+        lambda x: [[e[i::2] for e in x] for i in range(2)],
+    ),
+    "alternating experts conv1d": (
+        MatrixView(splits=2, interleave=True, batch_ndim=1, transposed=True),
+        numbered(3, 5, 6),
+        lambda x: [[e[:, i::2].T for e in x] for i in range(2)],
+    ),
     "two batch axes": (MatrixView(batch_ndim=2), numbered(2, 3, 4, 5), lambda x: [[e for a in x for e in a]]),
     "convolution 1": (MatrixView(), numbered(4, 3, 5), lambda x: [[x.reshape(4, 15)]]),
     "convolution 2": (MatrixView(), numbered(4, 3, 2, 2), lambda x: [[x.reshape(4, 12)]]),
@@ -160,6 +181,8 @@ def test_shapes_that_do_not_fit_are_an_error(view, shape, words):
     ("options", "error"),
     [
         ({"transposed": 1}, OptionError),
+        ({"interleave": 1}, OptionError),
+        ({"splits": (2, 2), "interleave": True}, OptionError),
         ({"splits": 0}, RankError),
         ({"splits": 1.5}, RankError),
         ({"splits": ()}, OptionError),
@@ -177,7 +200,7 @@ def test_a_view_is_frozen_hashable_and_plain():
     view = MatrixView(splits=[4, 2])
     assert replace(view, splits=(4, 2)) == view
     assert len({view, MatrixView(splits=(4, 2))}) == 1
-    assert [field.name for field in fields(view)] == ["transposed", "splits", "split_axis", "batch_ndim"]
+    assert [field.name for field in fields(view)] == ["transposed", "splits", "split_axis", "batch_ndim", "interleave"]
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 3, 2, 2), (4, 3, 2, 2, 2)])
