@@ -173,7 +173,7 @@ def _higher(xp: Any, S: Array, higher: Sequence[float], *, hermitian: bool) -> t
     return alpha, P
 
 
-def _gram_form(xp: Any, X: Array, S: Array, schedule: Schedule, restarts: frozenset[int]) -> Array:
+def _gram_form(xp: Any, X: Array, S: Array, schedule: Schedule, restarts: tuple[int, ...]) -> Array:
     """The same on the Gram matrix S = X X^H: with p(x) = x h(x^2), Q <- h(S) Q and S <- h(S) S h(S)."""
     for start, end in pairwise((0, *sorted(restarts), len(schedule.steps))):
         S = be.gram(xp, X) if start else S
@@ -194,7 +194,7 @@ def _gram_step(xp: Any, state: tuple[Array, Array], step: Odd, *, first: bool, l
 
 
 @constant
-def _restarts(steps: tuple[Odd, ...], unit: float, limit: float) -> frozenset[int]:
+def _restarts(steps: tuple[Odd, ...], unit: float, limit: float) -> tuple[int, ...]:
     """Steps before which the Gram form multiplies out, so that what all its segments add stays below `limit`.
 
     Next to zero a step multiplies noise in S by c_0^2; S <- h(S) S h(S) adds twice the rounding of p times p.
@@ -209,7 +209,7 @@ def _restarts(steps: tuple[Odd, ...], unit: float, limit: float) -> frozenset[in
             noise = noise * step[0] ** 2 + 2 * unit * _terms(step, top) * new
         if len(restarts) < segments:
             break
-    return frozenset(restarts)
+    return tuple(sorted(restarts))  # torch.compile looks into no set that is a constant
 
 
 @constant
@@ -224,7 +224,7 @@ def _plain_flops(X: Array, schedule: Schedule) -> int:
     return sum(4 * m**2 * n + 2 * m**3 * (len(step) - 2) for step in schedule.steps)
 
 
-def _gram_flops(X: Array, schedule: Schedule, restarts: frozenset[int]) -> int:
+def _gram_flops(X: Array, schedule: Schedule, restarts: tuple[int, ...]) -> int:
     m, n = map(int, X.shape[-2:])
     segments = 1 + len(restarts)
     inside = sum(2 * m**3 * (len(step) + 1) for step in schedule.steps)

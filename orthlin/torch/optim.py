@@ -136,7 +136,7 @@ class LowRankMuon(Orthogonal):
 
 
 class Muon(Orthogonal):
-    r"""Muon: steps of matrices along their orthogonalized momentum, AdamW for all else.
+    """Muon: steps of matrices along their orthogonalized momentum, AdamW for all else.
 
     Parameters
     ----------

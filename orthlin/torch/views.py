@@ -90,11 +90,11 @@ class MatrixView:
         return asdict(self)
 
     def view(self, x: torch.Tensor, *, copy: bool = False) -> list[torch.Tensor]:
-        """Stacks of matrices in the memory of a tensor: writing to one writes the tensor.
+        r"""Stacks of matrices in the memory of a tensor: writing to one writes the tensor.
 
         Parameters
         ----------
-        x : Tensor, shape (*batch, out, in, *rest), or (*batch, in, out, *rest) if transposed
+        x : Tensor, shape (\*batch, out, in, \*rest), or (\*batch, in, out, \*rest) if transposed
             Parameter, gradient or buffer, with any strides.
         copy : bool
             Whether to copy a tensor whose strides allow no view, such as a gradient that is only read.
