@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from asv.environment import Environment, get_env_name
+from asv.util import check_output
 
 RECORDED = (
     "numpy",
@@ -55,5 +56,7 @@ class Checkout(Environment):
         return sys.executable
 
     def run(self, args, **kwargs):
-        env = dict(kwargs.pop("env", None) or os.environ, ASV_PYTHONPATH=self._build_root)
-        return self.run_executable("python", args, env=env, **kwargs)
+        """Run Python; a benchmark keeps the one variable, and the processes that it starts need the other."""
+        paths = dict.fromkeys(("PYTHONPATH", "ASV_PYTHONPATH"), self._build_root)
+        env = (kwargs.pop("env", None) or dict(os.environ)) | self._global_env_vars | paths
+        return check_output([sys.executable, *args], env=env, **kwargs)

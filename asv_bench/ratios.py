@@ -4,7 +4,7 @@
     python asv_bench/ratios.py --only 'lowrank_orth, 1024' --libraries torch
 
 Each comparison is a process of its own, the two calls in turn; median ratio, its quartiles, median milliseconds of the
-reference and of ours.  What a library lacks is left out.
+reference and of ours.  What a library lacks is left out.  A file that is there keeps what is not measured again.
 """
 
 import argparse
@@ -51,13 +51,16 @@ def main() -> None:
     if args.in_process:
         measure(*args.in_process)
         return
-    rows = []
+    rows = {}
+    if args.json and args.json.exists():
+        rows = {(row["library"], row["case"]): row for row in json.loads(args.json.read_text())["ratios"]}
     for case in filter(re.compile(args.only).search, ratios.CASES):
         for name in args.libraries:
             found = fresh(name, case, args.threads)
             if found:
-                rows.append({"library": name, "case": case, **{k: float(f"{v:.4g}") for k, v in found.items()}})
-                low, median, high, reference, ours = list(rows[-1].values())[2:]
+                figures = {k: float(f"{v:.4g}") for k, v in found.items()}
+                rows[name, case] = {"library": name, "case": case, **figures}
+                low, median, high, reference, ours = figures.values()
                 print(
                     f"{median:7.3f} [{low:.3f}, {high:.3f}] {reference:9.1f} {ours:9.1f} ms  {name:6} {case}",
                     flush=True,
@@ -65,7 +68,8 @@ def main() -> None:
     if args.json:
         made = {"python": platform.python_version(), "threads": args.threads}
         made |= {name: version(name) for name in ("numpy", "torch", "scipy")}
-        args.json.write_text(json.dumps(made | {"ratios": rows}, indent=1) + "\n")
+        kept = [rows[name, case] for case in ratios.CASES for name in LIBRARIES if (name, case) in rows]
+        args.json.write_text(json.dumps(made | {"ratios": kept}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

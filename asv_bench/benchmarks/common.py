@@ -4,6 +4,8 @@ A way is orthlin's, a peer's, or the floor, the least that must be computed.  Al
 in float32.  JAX's are compiled, as their users would have them.
 """
 
+import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -43,6 +45,8 @@ def library(name: str) -> Library:
             return Library(name, torch, torch.from_numpy)
         return Library(name, torch, lambda x: torch.from_numpy(x).to(device), lambda _: torch.cuda.synchronize())
     if module == "jax":
+        if single():
+            os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
         import jax
 
         return Library(name, jax.numpy, jax.numpy.asarray, jax.block_until_ready, jax.jit)
@@ -51,6 +55,16 @@ def library(name: str) -> Library:
 
         return Library(name, cupy, cupy.asarray, lambda _: cupy.cuda.get_current_stream().synchronize())
     return Library(name, np, np.asarray)
+
+
+def single() -> bool:
+    """Whether libraries are held to one thread."""
+    return os.environ.get("OMP_NUM_THREADS") == "1"
+
+
+def clock(name: str) -> Callable[[], float]:
+    """The processor's time for one thread of the host, which does not see other work there; else the wall's."""
+    return time.process_time if single() and name not in DEVICES else time.perf_counter
 
 
 def to_host(x: Any) -> np.ndarray:
@@ -125,6 +139,7 @@ class Ways(ABC):
             lib = library(name)
             self.call = self.ways[way].of(lib, *self.arrays(lib, size))
             self.call()
+            self.timer = clock(name)
             self.ready = (name, way, size)
 
 

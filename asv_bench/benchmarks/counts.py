@@ -8,51 +8,76 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orthlin
 
-SHAPE, RANK = (1024, 4096), 128
-M, N = SHAPE
-PRODUCT = 2 * M * N * RANK
-SQUARE = (1024, 1024)
-# name: (in tests/routines.py, function, shapes, the least flops and passes over the matrix)
-SIZED: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...], int, int]] = {
-    "lowrank_orth": (lambda G, W: orthlin.lowrank_orth(G, RANK, test_matrix=W), (SHAPE, (N, RANK)), 3 * PRODUCT, 3),
-    "lowrank_orth tol=0.01": (
-        lambda G, W: orthlin.lowrank_orth(G, RANK, test_matrix=W, tol=0.01),
-        (SHAPE, (N, RANK)),
-        3 * PRODUCT,
-        3,
-    ),
-    "lowrank_orth tol=0.1": (
-        lambda G, W: orthlin.lowrank_orth(G, RANK, test_matrix=W, tol=0.1),
-        (SHAPE, (N, RANK)),
-        3 * PRODUCT,
-        3,
-    ),
-    "lowrank_orth_factors": (
-        lambda G, W: orthlin.lowrank_orth_factors(G, RANK, test_matrix=W),
-        (SHAPE, (N, RANK)),
-        2 * PRODUCT,
-        2,
-    ),
-    "orthogonalize": (orthlin.orthogonalize, (SHAPE,), 3 * M * M * N, 3),
-    "orthogonalize tol=0.2": (lambda A: orthlin.orthogonalize(A, tol=0.2), (SHAPE,), 3 * M * M * N, 3),
-    "orthogonalize tol=0.1": (lambda A: orthlin.orthogonalize(A, tol=0.1), (SHAPE,), 3 * M * M * N, 3),
-    "polar": (orthlin.polar, (SHAPE,), 4 * M * M * N, 4),
-    "matrix_sign": (orthlin.matrix_sign, (SQUARE,), 2 * SQUARE[0] ** 3, 2),
-    "qr": (orthlin.qr, (SHAPE[::-1],), 2 * M * M * N - 2 * M**3 // 3, 2),
-    "qr cholesky2": (lambda A: orthlin.qr(A, method="cholesky2"), (SHAPE[::-1],), 2 * M * M * N - 2 * M**3 // 3, 2),
-    "randomized_range_finder": (
-        lambda A, W: orthlin.randomized_range_finder(A, RANK, test_matrix=W),
-        (SHAPE, (N, RANK)),
-        PRODUCT,
-        1,
-    ),
-}
+M, N, RANK = 1024, 4096, 128
+WIDE, TALL, OMEGA, SQUARE = (M, N), (N, M), (N, RANK), (M, M)
+
+
+class Routine(NamedTuple):
+    """A routine, the shapes that it is counted at, and the least flops and passes over the matrix at these."""
+
+    function: Callable[..., Any]
+    shapes: tuple[tuple[int, ...], ...]
+    flops: int
+    passes: int
+
+
+def least(m: int, n: int, r: int) -> dict[str, tuple[int, int]]:
+    """The least flops and passes over a matrix, m <= n: each product once, what is symmetric by half.
+
+    Passes are its bytes, read by every product that needs the one before, or written.  A basis is a Gram matrix and a
+    product with the inverse of its factor; so is a polar factor, and H is a product more.
+    """
+    product = 2 * m * n * r
+    return {
+        "lowrank_orth": (3 * product, 3),
+        "lowrank_orth_factors": (2 * product, 2),
+        "randomized_range_finder": (product + 3 * m * r * r, 1),
+        "orthogonalize": (3 * m * m * n, 3),
+        "polar": (4 * m * m * n, 4),
+        "matrix_sign": (2 * m**3, 2),
+        "qr": (3 * m * m * n, 3),
+    }
+
+
+def _routines() -> dict[str, Routine]:
+    known = least(M, N, RANK)
+
+    def made(of: str, function: Callable[..., Any], *shapes: tuple[int, ...], **options: Any) -> Routine:
+        return Routine(lambda *given: function(*given, **options), shapes, *known[of])
+
+    def lowrank(G: Any, omega: Any, **options: Any) -> Any:
+        return orthlin.lowrank_orth(G, RANK, test_matrix=omega, **options)
+
+    return {
+        "lowrank_orth": made("lowrank_orth", lowrank, WIDE, OMEGA),
+        "lowrank_orth tol=0.01": made("lowrank_orth", lowrank, WIDE, OMEGA, tol=0.01),
+        "lowrank_orth tol=0.1": made("lowrank_orth", lowrank, WIDE, OMEGA, tol=0.1),
+        "lowrank_orth_factors": made(
+            "lowrank_orth_factors", lambda G, O: orthlin.lowrank_orth_factors(G, RANK, test_matrix=O), WIDE, OMEGA
+        ),
+        "randomized_range_finder": made(
+            "randomized_range_finder",
+            lambda A, O: orthlin.randomized_range_finder(A, RANK, test_matrix=O),
+            WIDE,
+            OMEGA,
+        ),
+        "orthogonalize": made("orthogonalize", orthlin.orthogonalize, WIDE),
+        "orthogonalize tol=0.2": made("orthogonalize", orthlin.orthogonalize, WIDE, tol=0.2),
+        "orthogonalize tol=0.01": made("orthogonalize", orthlin.orthogonalize, WIDE, tol=0.01),
+        "polar": made("polar", orthlin.polar, WIDE),
+        "matrix_sign": made("matrix_sign", orthlin.matrix_sign, SQUARE),
+        "qr": made("qr", orthlin.qr, TALL),
+        "qr cholesky2": made("qr", orthlin.qr, TALL, method="cholesky2"),
+    }
+
+
+SIZED = _routines()
 COUNTED = [
-    *SIZED,
+    *(name for name in SIZED if name != "orthogonalize tol=0.01"),
     "steppers.muon tail",
     "LowRankMuon",
     "Muon",
@@ -64,8 +89,6 @@ COUNTED = [
 
 def routines() -> Any:
     """The module of the tests that has every routine on fake tensors."""
-    if find_spec("torch") is None:
-        raise NotImplementedError("torch is not here")
     sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
     import routines
 
@@ -104,7 +127,7 @@ def counted(name: str) -> tuple[int, float]:
     made = routines()
     from torch.utils.flop_counter import FlopCounterMode
 
-    function, shapes, _, _ = SIZED[name]
+    function, shapes = SIZED[name][:2]
     counter = FlopCounterMode(display=False, custom_mapping=_factorizations())
 
     def prepare(empty: Any) -> Callable[[], Any]:
@@ -120,10 +143,17 @@ def counted(name: str) -> tuple[int, float]:
     return counter.get_total_flops(), recorder.passes(4 * math.prod(shapes[0]))
 
 
-class Calls:
+class _Counted:
     version = "1"
-    params = COUNTED
     param_names = ["routine"]
+
+    def setup(self, _: str) -> None:
+        if find_spec("torch") is None:
+            raise NotImplementedError("torch is not here")
+
+
+class Calls(_Counted):
+    params = COUNTED
 
     def track_calls(self, name: str) -> int:
         return len(routines().measure(name))
@@ -131,18 +161,16 @@ class Calls:
     track_calls.unit = "calls"
 
 
-class Arithmetic:
-    """Over the least that must be done."""
+class Arithmetic(_Counted):
+    """Flops, and passes over large matrices (bytes over those of the matrix), in units of the least."""
 
-    version = "1"
     params = list(SIZED)
-    param_names = ["routine"]
 
     def track_flops(self, name: str) -> float:
-        return counted(name)[0] / SIZED[name][2]
+        return counted(name)[0] / SIZED[name].flops
 
     def track_passes(self, name: str) -> float:
-        return counted(name)[1] / SIZED[name][3]
+        return counted(name)[1] / SIZED[name].passes
 
     track_flops.unit = "least"
     track_passes.unit = "least"

@@ -87,9 +87,9 @@ class DevicePeak(_Problem, DeviceMemory):
 
 
 class Accuracy(_Problem, Ways):
-    """How far the r leading singular values are from one, and what a step of spectral norm one gains along the way.
+    """How far the r leading singular values are from one, and what a step of spectral norm one fails to gain.
 
-    The gain is a share of the nuclear norm of the best r directions.
+    What is missed is a share of the nuclear norm of the best r directions: for asv less is better, whatever it is.
     """
 
     params = [LIBRARIES, ANSWERS, ["768x3072", "3072x768"]]
@@ -103,10 +103,10 @@ class Accuracy(_Problem, Ways):
     def track_error(self, *_: str) -> float:
         return float(np.abs(self.sigma - 1).max())
 
-    def track_captured(self, _name: str, _way: str, size: str) -> float:
+    def track_missed(self, _name: str, _way: str, size: str) -> float:
         G = gradient(*shape(size)).astype(np.float64)
         best = np.linalg.svd(G, compute_uv=False)[: rank(size)].sum()
-        return float(np.vdot(G, self.made) / self.sigma[0] / best)
+        return 1 - float(np.vdot(G, self.made) / self.sigma[0] / best)
 
     track_error.unit = "worst |s - 1|"
-    track_captured.unit = "share"
+    track_missed.unit = "share"

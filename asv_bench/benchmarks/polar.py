@@ -79,7 +79,7 @@ class DevicePeak(_Problem, DeviceMemory):
 class Accuracy(_Problem, Ways):
     """How far singular values are from one, for values from 1 to 1/100 and where there is a factor H, its residual."""
 
-    params = [LIBRARIES, ANSWERS, ["256x256", "256x1024"]]
+    params = [LIBRARIES, ANSWERS, ["768x768", "768x3072"]]
 
     def arrays(self, lib: Library, size: str) -> tuple[Any]:
         m, n = shape(size)

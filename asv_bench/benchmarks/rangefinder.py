@@ -51,8 +51,8 @@ class Accuracy(_Problem, Ways):
         super().setup(name, way, size)
         self.Q = to_host(self.call())
 
-    def track_captured_energy(self, _name: str, _way: str, size: str) -> float:
+    def track_missed_energy(self, _name: str, _way: str, size: str) -> float:
         G = gradient(*shape(size)).astype(np.float64)
-        return float(np.linalg.norm(self.Q.T @ G) ** 2 / np.linalg.norm(G) ** 2)
+        return 1 - float(np.linalg.norm(self.Q.T @ G) ** 2 / np.linalg.norm(G) ** 2)
 
-    track_captured_energy.unit = "share"
+    track_missed_energy.unit = "share"

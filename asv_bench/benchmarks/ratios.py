@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import orthlin
 
 from . import lowrank, peers, polar, torch_optim
-from .common import LIBRARIES, Library, Way, gaussian, gradient, library
+from .common import LIBRARIES, Library, Way, clock, gaussian, gradient, library
 
 SECONDS = 2.0  # of calls, beyond the fewest
 FEWEST, MOST = 5, 41
@@ -31,17 +31,17 @@ class Spread(NamedTuple):
     ms: float
 
 
-def race(reference: Callable[[], Any], ours: Callable[[], Any]) -> Spread:
-    """Time two calls in turn after one warm-up."""
+def race(reference: Callable[[], Any], ours: Callable[[], Any], now: Callable[[], float]) -> Spread:
+    """Time two calls in turn after one warm-up, by the clock `now`."""
     times: tuple[list[float], list[float]] = ([], [])
     for call in (reference, ours):
         call()
     start = time.perf_counter()
     while len(times[0]) < FEWEST or (len(times[0]) < MOST and time.perf_counter() - start < SECONDS):
         for call, taken in zip((reference, ours), times, strict=True):
-            before = time.perf_counter()
+            before = now()
             call()
-            taken.append(time.perf_counter() - before)
+            taken.append(now() - before)
     quartiles = statistics.quantiles([b / a for a, b in zip(*times, strict=True)], n=4)
     return Spread(*quartiles, *(1e3 * statistics.median(t) for t in times))
 
@@ -55,9 +55,13 @@ def _lowrank(way: str, floor: str, shape: tuple[int, int], share: int, kind: str
     return calls
 
 
-def _polar(way: str, peer: Way, make: Callable[[], Any]) -> Callable[[Library], Calls]:
+def _polar(way: str, peer: Way, make: Callable[[], Any], dtype: str = "float32") -> Callable[[Library], Calls]:
     def calls(lib: Library) -> Calls:
+        if lib.name not in peer.libraries:
+            raise NotImplementedError(f"not for {lib.name}")
         A = lib.asarray(make())
+        if dtype != "float32":  # torch's
+            A = A.to(getattr(lib.xp, dtype))
         return peer.of(lib, A), polar.WAYS[way].of(lib, A)
 
     return calls
@@ -103,6 +107,9 @@ def cases() -> dict[str, Callable[[Library], Calls]]:
     for m, n in ((768, 768), (1024, 1024), (768, 3072), (3072, 768), (1024, 4096)):
         name = f"orthogonalize tol=0.2, {m}x{n} / torch.optim.Muon's iteration"
         found[name] = _polar("orthogonalize tol=0.2", muon, lambda m=m, n=n: gradient(m, n))
+    for m, n in ((128, 512), (256, 256)):
+        name = f"orthogonalize tol=0.2, {m}x{n}, bfloat16 / torch.optim.Muon's iteration"
+        found[name] = _polar("orthogonalize tol=0.2", muon, lambda m=m, n=n: gradient(m, n), "bfloat16")
     for m, n in ((2048, 2048), (2048, 512), (512, 2048)):
         found[f"polar, {m}x{n} / scipy.linalg.polar"] = _polar("polar", scipy, lambda m=m, n=n: gaussian(m, n))
     for way, peer in (("polar", "linalg.svd"), ("orthogonalize", "linalg.svd"), ("qr", "linalg.qr")):
@@ -125,7 +132,7 @@ SMALL = {
 
 
 def measured(name: str, case: str) -> Spread:
-    return race(*CASES[case](library(name)))
+    return race(*CASES[case](library(name)), clock(name))
 
 
 class Ratio:
@@ -137,8 +144,11 @@ class Ratio:
     params = [LIBRARIES, list(CASES)]
     param_names = ["library", "case"]
 
-    def track_ratio(self, name: str, case: str) -> float:
-        return measured(name, case).median
+    def setup(self, name: str, case: str) -> None:
+        self.calls = CASES[case](library(name))
+
+    def track_ratio(self, name: str, _: str) -> float:
+        return race(*self.calls, clock(name)).median
 
 
 class Small:
@@ -156,6 +166,7 @@ class Small:
             self.lib = library(name)
             self.A = self.lib.asarray(gaussian(16, 16).astype("float64"))
             self.time_call(name, routine)
+            self.timer = clock(name)
 
     def time_call(self, _: str, routine: str) -> None:
         self.lib.wait(SMALL[routine](self.A))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .common import library
+from .common import clock, library
 
 FUSED, FOREACH = {"fused": True}, {"foreach": True}
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -80,6 +80,7 @@ class _Step:
         self.wait = lib.wait
         self.optimizers = optimizers(name, *parameters(device))
         self.step()
+        self.timer = clock(lib.name)
         self.ready = (device, name)
 
     def step(self) -> None:
