@@ -89,7 +89,7 @@ class LowRankMuon(Orthogonal):
     1/(1 - beta) steps in all: each is beta times the one before.  A step that is refused has changed nothing.
     Cost: 6 m n r flops a matrix and O((m + n) r^2); state: a momentum of m n and, for a warm start, r n numbers.
     The least moves 8 m n numbers a step: gradient, momentum and parameter read, the last two written, and 3 m n for the
-    direction.  On the shapes of GPT-2 a step on devices moves 32 m n.
+    direction.  On the shapes of GPT-2 a step on devices moves 22 m n.
 
     References
     ----------
@@ -157,7 +157,7 @@ class Muon(Orthogonal):
 
     Notes
     -----
-    Cost: a schedule of :func:`orthlin.orthogonalize` a matrix; the least moves 8 m n numbers, here 67 m n on devices.
+    Cost: a schedule of :func:`orthlin.orthogonalize` a matrix; the least moves 8 m n numbers, here 50 m n on devices.
 
     References
     ----------
@@ -211,7 +211,7 @@ class LowRankMSGD(Orthogonal):
 
     Notes
     -----
-    Cost: 6 m n r flops a matrix and O((m + n) r^2); the least moves 6 m n numbers, here 18 m n on devices.
+    Cost: 6 m n r flops a matrix and O((m + n) r^2); the least moves 6 m n numbers, here 12 m n on devices.
 
     Examples
     --------
@@ -265,7 +265,7 @@ class MSGD(Orthogonal):
 
     Notes
     -----
-    Cost: :func:`orthlin.orthogonalize` a matrix; the least moves 6 m n numbers, here 145 m n on devices.
+    Cost: :func:`orthlin.orthogonalize` a matrix; the least moves 6 m n numbers, here 139 m n on devices.
 
     Examples
     --------
