@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt  # noqa: E402 - after the choice of a backend
 
 FLOAT32 = 2.0**-24  # half of its eps: what an exact result is drawn at
 INTENSITIES = (0.1, 1e4)
+FACTORED = "floor: two products"  # beside the floor of three
 
 
 def _styles(ways: list[str]) -> dict[str, dict[str, Any]]:
@@ -31,6 +32,8 @@ def _styles(ways: list[str]) -> dict[str, dict[str, Any]]:
     for i, way in enumerate(ways):
         kind = way.partition(": ")[0] if ": " in way else "ours"
         styles[way] = {**kinds[kind], "color": "black" if kind == "floor" else f"C{i}"}
+        if way == FACTORED:
+            styles[way]["marker"] = "+"
     return styles
 
 
@@ -51,7 +54,7 @@ def libraries(run: Run, benchmark: str) -> list[str]:
 
 
 def time_against_size(run: Run, benchmarks: list[str], path: Path) -> None:
-    """One panel a library: a line a way, medians with the interval asv gives them."""
+    """One panel a library: a line a way, medians and quartiles."""
     values = {k: v for name in benchmarks for k, v in run.values.get(name, {}).items()}
     names = libraries(run, benchmarks[0])
     styles = _styles(list(dict.fromkeys(params[1] for params in values)))

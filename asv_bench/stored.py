@@ -12,7 +12,7 @@ Params = tuple[str, ...]
 
 
 class Run(NamedTuple):
-    """One file of results: where and of what, and the values {benchmark: {parameters: (value, low, high)}}."""
+    """One file of results; values are {benchmark: {parameters: (value, lower quartile, upper quartile)}}."""
 
     machine: dict[str, str]
     commit: str
@@ -37,7 +37,7 @@ def _read(path: Path) -> Run:
         entry = dict(zip(columns, row, strict=False))
         seconds[name] = entry.get("duration") or 0.0
         combinations = itertools.product(*(map(ast.literal_eval, axis) for axis in entry["params"]))
-        lows, highs = (entry.get(f"stats_ci_99_{end}") or itertools.repeat(None) for end in "ab")
+        lows, highs = (entry.get(f"stats_q_{end}") or itertools.repeat(None) for end in (25, 75))
         values[name] = {
             params: (value, value if low is None else low, value if high is None else high)
             for params, value, low, high in zip(combinations, entry["result"] or (), lows, highs, strict=False)
