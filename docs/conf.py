@@ -1,6 +1,7 @@
 """Configuration of the documentation; ``python -m sphinx -W -n --keep-going docs docs/_build`` builds it."""
 
 import os
+import subprocess
 import sys
 import warnings
 from importlib import metadata
@@ -89,8 +90,14 @@ def skip_field(_app, _what, _name, obj, skip, _options):
     return skip or (getattr(obj, "__doc__", None) or "").startswith("Alias for field number")
 
 
+def draw_benchmarks(_app):
+    """Draw the page of benchmarks from the stored results."""
+    subprocess.run([sys.executable, HERE.parent / "asv_bench" / "page.py"], check=True)
+
+
 def setup(app):
-    """Connect to the reading of docstrings."""
+    """Draw the benchmarks, connect to the reading of docstrings."""
+    app.connect("builder-inited", draw_benchmarks)
     app.connect("autodoc-skip-member", skip_field)
 
 

@@ -56,6 +56,7 @@ def gradient_transformation(stepper: Stepper) -> GradientTransformation:
     -----
     Random numbers are a function of the stepper's seed, the last two sizes of a leaf and the step: all matrices
     of a shape share a draw.
+    Cost: that of the stepper, and two copies of what is stepped, into stacks and out of them.
 
     Examples
     --------

@@ -105,6 +105,8 @@ def lowrank_orth(
     The derivative divides by sums of singular values, and by gaps between the squares of kept and dropped ones.
     Cost: 6 m n r flops for sketch, projection and result, O((m + n) r^2 + r^3) for the rest, and 4 m n r for a
     power iteration.  On devices 133 calls of the library, with tol 0.01 66, with 0.1 58; none of them waits.
+    The least is 6 m n r flops, and 3 m n numbers moved: G read twice, the result written.  Here G is read once more,
+    for its largest entry; on devices the flops are 1.22 times the least at 1024 x 4096, r = 128, with tol 0.1 1.12.
 
     References
     ----------
@@ -173,6 +175,8 @@ def lowrank_orth_factors(
     -----
     With oversampling, Q = B V with a basis B of the sketch and V^H dV = 0 for the derivative of V.
     Cost: 4 m n r flops for sketch and projection, O((m + n) r^2 + r^3) for the rest.
+    The least is 4 m n r flops and 2 m n numbers read; here 3 m n, and on devices 1.33 times the flops
+    at 1024 x 4096, r = 128.
 
     Examples
     --------

@@ -94,6 +94,9 @@ def orthogonalize(
     The derivative is that of :func:`polar`, finite where A is rank-deficient; a schedule's is that of its products.
     Cost with k = min(m, n) and l = max(m, n): a quintic step 4 k^2 l + 2 k^3 flops; the Gram form 4 k^2 l in
     all and 8 k^3 a step, and 4 k^2 l for each restart, which rounding makes necessary.
+    The least is 3 k^2 l flops, a Gram matrix by half and a product, and 3 k l numbers moved.  By products only it is
+    24 times the flops and 36 times the numbers at 1024 x 4096 in float32, with tol 0.2 5.2 and 11 times; on the host in
+    single precision the least and an eigendecomposition, 9 k^3, in float64.
 
     References
     ----------
@@ -175,6 +178,8 @@ def polar(A: Array, /, *, side: str = "right", method: str = "auto") -> PolarRes
     The derivative divides by sums of singular values alone, those above rounding noise; it takes an eigendecomposition
     of H, which synchronises on torch's devices.
     The iteration is backward stable as no step shrinks the relative size of a singular value by more than three.
+    Cost: the least is 4 k^2 l flops, those of :func:`orthogonalize` and half a product for H, and 4 k l numbers moved.
+    By products only it is 28 times the flops and 51 times the numbers at 1024 x 4096 in float32.
 
     References
     ----------
@@ -242,7 +247,8 @@ def matrix_sign(A: Array, /, *, method: str = "newton", schedule: Schedule | Non
     The derivative costs as much as the sign; for singular A it is a SingularError on the host and NaN on devices.
     A schedule of the caller is differentiated through its products.
     Cost: 2 n^3 flops a Newton step; on the host it ends at convergence, after about ten steps, on devices
-    after 24 (float32: 17).  ||S^2 - I|| is about eps ||S||^2, the error eps times the condition number of S.
+    after 24 (float32: 17).  The least is one inverse, 2 n^3, and 2 n^2 numbers moved; a step on devices moves about
+    29 n^2.  ||S^2 - I|| is about eps ||S||^2, the error eps times the condition number of S.
 
     References
     ----------

@@ -72,6 +72,8 @@ def qr(A: Array, /, *, method: str = "auto") -> QRResult:
     The derivative is that of the factors whose diagonal of R keeps its signs; it exists where the leading min(m, n)
     columns have full rank.  Elsewhere directions whose diagonal entry is rounding noise are left out.
     Cost for m >= n: Householder 4 m n^2 - 4/3 n^3 flops, CholeskyQR2 4 m n^2, shifted CholeskyQR3 6 m n^2.
+    The least is 3 m n^2, a Gram matrix by half and a product, and 3 m n numbers moved.  On devices Householder moves
+    about 13 m n at 4096 x 1024, copies brought to scale and to R's signs among them, CholeskyQR2 25 m n.
 
     References
     ----------

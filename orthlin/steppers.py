@@ -153,7 +153,8 @@ def muon(
 
     Notes
     -----
-    Cost of a low-rank direction: 6 m n r flops, with or without a tail, and O((m + n) r^2).
+    Cost of a low-rank direction: 6 m n r flops, with or without a tail, and O((m + n) r^2).  An update moves 7 m n
+    numbers at least, 3 m n for the direction; being pure, on devices 44 m n, `msgd` 23 m n, in full 148 m n.
 
     References
     ----------

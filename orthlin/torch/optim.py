@@ -88,6 +88,8 @@ class LowRankMuon(Orthogonal):
     uncompiled, and under autocast as outside.  A matrix whose gradient has become zero goes on for less than
     1/(1 - beta) steps in all: each is beta times the one before.  A step that is refused has changed nothing.
     Cost: 6 m n r flops a matrix and O((m + n) r^2); state: a momentum of m n and, for a warm start, r n numbers.
+    The least moves 8 m n numbers a step: gradient, momentum and parameter read, the last two written, and 3 m n for the
+    direction.  On the shapes of GPT-2 a step on devices moves 22 m n.
 
     References
     ----------
@@ -153,6 +155,10 @@ class Muon(Orthogonal):
     OptionError, ShapeError, DTypeError, ArrayTypeError
         If an argument is not as described.
 
+    Notes
+    -----
+    Cost: a schedule of :func:`orthlin.orthogonalize` a matrix; the least moves 8 m n numbers, here 50 m n on devices.
+
     References
     ----------
     Jordan et al., Muon (2024).  "rms": Liu et al., arXiv 2502.16982.
@@ -203,6 +209,10 @@ class LowRankMSGD(Orthogonal):
     OptionError, RankError, ShapeError, DTypeError, ArrayTypeError
         If an argument is not as described.
 
+    Notes
+    -----
+    Cost: 6 m n r flops a matrix and O((m + n) r^2); the least moves 6 m n numbers, here 12 m n on devices.
+
     Examples
     --------
     >>> import torch
@@ -252,6 +262,10 @@ class MSGD(Orthogonal):
     ------
     OptionError, ShapeError, DTypeError, ArrayTypeError
         If an argument is not as described.
+
+    Notes
+    -----
+    Cost: :func:`orthlin.orthogonalize` a matrix; the least moves 6 m n numbers, here 139 m n on devices.
 
     Examples
     --------
