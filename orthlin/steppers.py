@@ -270,8 +270,7 @@ def _stepper(rule: _Rule) -> Stepper:
         if rule.nonfinite == "raise" and be.is_host(G) and not bool(xp.all(d.finite)):
             raise NonFiniteError("G: holds NaN or infinity; remove or replace them first")
         if rule.error_feedback:
-            captured = U if d.Q is None else d.Q @ d.captured(xp)
-            M = U - (1 - beta) * captured
+            M = U - (1 - beta) * (U if d.Q is None else d.Q @ d.captured(xp))
         fading = None if (f := state.fading) is None else faded(xp, f, be.nonzero(xp, G), rule.momentum, d.finite)
         delta = _delta(xp, rule, d, state.step, be.working(xp, X), fading)
         M = None if M is None else xp.where(d.finite, M, state.momentum)

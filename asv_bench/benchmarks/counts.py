@@ -174,3 +174,45 @@ class Arithmetic(_Counted):
 
     track_flops.unit = "least"
     track_passes.unit = "least"
+
+
+class Compiled:
+    """Passes over a matrix entry in a compiled step of a matrix, by what inductor says that its kernels read and write.
+
+    The device path on the host, whose inductor makes a pass of their own of the norms of the columns.
+    """
+
+    version = "1"
+    timeout = 600.0
+
+    def setup(self) -> None:
+        if find_spec("torch") is None:
+            raise NotImplementedError("torch is not here")
+
+    def track_passes(self) -> float:
+        import torch
+        from torch._inductor import config
+        from torch._inductor.graph import GraphLowering
+
+        from orthlin.torch import LowRankMuon
+
+        weight = torch.nn.Parameter(torch.randn(512, 2048))
+        weight.grad = torch.randn(512, 2048)
+        step = torch.compile(LowRankMuon([weight], torch.tensor(1e-2), rank=16).step)
+        counts: list[int] = []
+        codegen = GraphLowering.codegen
+
+        def counting(graph: Any) -> Any:
+            made = codegen(graph)
+            counts.extend(size for node in graph.scheduler.nodes if (size := node.get_read_write_buffers_sizes()))
+            return made
+
+        GraphLowering.codegen = counting
+        try:
+            with config.patch(force_disable_caches=True):
+                step()
+        finally:
+            GraphLowering.codegen = codegen
+        return sum(size for size in counts if size >= weight.nbytes) / weight.nbytes
+
+    track_passes.unit = "passes"

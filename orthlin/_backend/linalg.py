@@ -48,9 +48,18 @@ def _slow_half(xp: Any, x: Array) -> bool:
 
 def reduced(xp: Any, x: Array, precision: str) -> Array:
     """Return `x` as large products of a precision take it: at "medium" in bfloat16, on devices that have it."""
-    if precision != "medium" or is_host(x) or not hasattr(xp, "bfloat16") or is_complex(xp, x):
+    if precision != "medium" or is_host(x) or _compiled_for_host(x) or not hasattr(xp, "bfloat16") or is_complex(xp, x):
         return working(xp, x)
     return convert(xp, x, xp.bfloat16)
+
+
+def _compiled_for_host(x: Array) -> bool:
+    """Whether `torch.compile` traces operations of a CPU, which runs the device path then."""
+    if not compat.is_torch_array(x):
+        return False
+    import torch
+
+    return bool(x.device.type == "cpu" and torch.compiler.is_compiling())
 
 
 def large_product(xp: Any, a: Array, b: Array, dtype: DType = None, *, precision: str = "highest") -> Array:

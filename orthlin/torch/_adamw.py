@@ -32,12 +32,13 @@ def part_of(group: dict[str, Any]) -> dict[str, Any]:
     return part
 
 
-def defaults_of(options: dict[str, Any], given: Any) -> dict[str, Any]:
+def defaults_of(options: dict[str, Any], given: Any, capturable: bool) -> dict[str, Any]:
     """Options of torch's AdamW beside those of matrices, and its rate as a multiple of theirs."""
     lr = options["lr"]
     if not isinstance(given, dict | None):
         raise OptionError(f"adamw: expected a dict of options of torch.optim.AdamW, got {given!r}")
-    defaults = checked_options({"lr": lr, "maximize": options["maximize"], **(given or {})})
+    shared = {"lr": lr, "maximize": options["maximize"], "capturable": capturable}
+    defaults = checked_options(shared | (given or {}))
     factor = 1.0 if defaults["lr"] is lr or lr == 0 else float(defaults["lr"]) / float(lr)
     return {**defaults, "adamw_lr_factor": factor}
 

@@ -57,10 +57,10 @@ def listed(param_group: Any, others: list[dict[str, Any]]) -> dict[str, Any]:
     return {**{key: plain(value) for key, value in param_group.items() if key != "params"}, "params": items}
 
 
-def check_lr(lr: Any) -> None:
-    """Check that a learning rate is a number of at least zero, or a tensor that holds one."""
-    single = isinstance(lr, Tensor) and lr.numel() == 1
-    check.non_negative(float(lr) if single else lr, "lr")
+def check_rate(rate: Any, name: str) -> None:
+    """Check that a learning rate or decay is a number of at least zero, or a tensor that holds one."""
+    single = isinstance(rate, Tensor) and rate.numel() == 1
+    check.non_negative(float(rate) if single else rate, name)
 
 
 def merged(group: dict[str, Any], defaults: dict[str, Any], beside: dict[str, Any]) -> dict[str, Any]:
@@ -75,13 +75,17 @@ def merged(group: dict[str, Any], defaults: dict[str, Any], beside: dict[str, An
 def checked(group: dict[str, Any]) -> dict[str, Any]:
     """Return the group with its view in plain containers; OptionError unless its options are as described."""
     check.option(group["algorithm"], "algorithm", ALGORITHMS)
-    check_lr(group["lr"])
-    check.non_negative(group["weight_decay"], "weight_decay")
+    check_rate(group["lr"], "lr")
+    check_rate(group["weight_decay"], "weight_decay")
     part = adamw.part_of(group)
     if part["params"]:
         adamw.checked_options({key: part[key] for key in adamw.OPTIONS})
     if group["algorithm"] == "adamw":
         return group
+    if group["capturable"] and (group["scheduled_rank"] or not (group["warm_start"] or group["rank"] is None)):
+        raise OptionError(
+            "capturable: a graph repeats its rank and random numbers; take a fixed rank and warm_start=True"
+        )
     check.non_negative(group["momentum"], "momentum", below=1)
     check.option(group["nonfinite"], "nonfinite", ("skip", "raise"))
     for name in _FLAGS:

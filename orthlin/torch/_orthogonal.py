@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orthlin import _checks as check
 from orthlin._direction import Recipe
 from orthlin.errors import OptionError
 from orthlin.torch import _adamw as adamw
 from orthlin.torch._adamw import is_matrix, tensor
 from orthlin.torch._groups import (
-    check_lr,
+    check_rate,
     checked,
     first_recipe,
     listed,
@@ -23,18 +24,9 @@ from orthlin.torch._groups import (
     scheduled,
     view_of,
 )
+from orthlin.torch._pieces import Batch, check_gradient, initializing, kind_of, options_of, pieces_of, values_of
 from orthlin.torch._state import Saved, fitting
-from orthlin.torch._update import (
-    DIAGNOSTICS,
-    Batch,
-    check_gradient,
-    initializing,
-    kind_of,
-    options_of,
-    pieces_of,
-    update,
-    values_of,
-)
+from orthlin.torch._update import DIAGNOSTICS, update
 
 DEFAULTS: dict[str, Any] = {
     "rank": None,
@@ -65,8 +57,9 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
 
     def __init__(self, params: Any, options: dict[str, Any]) -> None:
         options = plain(DEFAULTS | options)
-        check_lr(options["lr"])
-        self._adamw_defaults = adamw.defaults_of(options, options.pop("adamw"))
+        check_rate(options["lr"], "lr")
+        check.flag(options["capturable"], "capturable")
+        self._adamw_defaults = adamw.defaults_of(options, options.pop("adamw"), options.pop("capturable"))
         rank = options["rank"]
         self._rank_schedule = rank if callable(rank) else None
         super().__init__(params, options | {"rank": plain(rank(0))} if callable(rank) else options)
@@ -188,14 +181,21 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._step()
+        batches, copies = self._ready()
+        for batch in batches:
+            update(batch)
+        if copies:
+            torch._foreach_copy_(*map(list, zip(*copies, strict=True)))
         return loss
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _step(self) -> None:
-        """Step every group: first what can be refused, then what is written."""
+    def _ready(self) -> tuple[list[Batch], list[tuple[Tensor, Tensor]]]:
+        """Step everything but the matrices, and list those: first what can be refused, then what is written.
+
+        The second list is of parameters, each with the copy that is stepped along in its place.
+        """
         if initializing(self.param_groups):
-            return
+            return [], []
         inner = torch.optim.AdamW([torch.empty(0)])
         parts = map(adamw.part_of, self.param_groups)
         inner.param_groups, inner.state = [part for part in parts if part["params"]], self.state
@@ -206,13 +206,15 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
         make_ready(self, self._rank_schedule, lambda p: p.grad is not None)
         adamw.check_step(inner)
         adamw.step(inner)
-        self._step_matrices(recipes)
+        return self._batches(recipes)
 
-    def _step_matrices(self, recipes: list[Recipe]) -> None:
+    def _batches(self, recipes: list[Recipe]) -> tuple[list[Batch], list[tuple[Tensor, Tensor]]]:
         batches: dict[Any, Batch] = {}
         copies = []
         for group, recipe in zip(self.param_groups, recipes, strict=True):
             group["rank"] = recipe.rank
+            options, kind = options_of(group)
+            group["step"] += 1
             for p in group["params"]:
                 if p.grad is None or not is_matrix(group, p):
                     continue
@@ -220,11 +222,5 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
                 if weight is not p:
                     copies.append((p, weight))
                 for piece in pieces_of(p, weight, self.state[p], view_of(group, p)):
-                    key = kind_of(piece), recipe, options_of(group)
-                    batches.setdefault(key, Batch([], recipe, group)).pieces.append(piece)
-        for batch in batches.values():
-            update(batch)
-        if copies:
-            torch._foreach_copy_(*map(list, zip(*copies, strict=True)))
-        for group in self.param_groups:
-            group["step"] += 1
+                    batches.setdefault((kind_of(piece), recipe, kind), Batch([], recipe, options)).pieces.append(piece)
+        return list(batches.values()), copies

@@ -38,10 +38,10 @@ class LowRankMuon(Orthogonal):
         :math:`\beta` of the average, as in `torch.optim.Muon`; `torch.optim.SGD` adds G itself, not (1 - beta) G.
     nesterov : bool
         Orthogonalize :math:`\beta M + (1 - \beta) G` in place of M.
-    weight_decay : float
+    weight_decay : float or Tensor
         Decoupled weight decay :math:`\lambda` of the matrices.
     cautious : bool
-        Decay only the entries that the step moves towards zero as well.
+        Decay only the entries that the step moves towards zero too.
     scale : {"none", "spectral", "rms", "rms_rank", "nuclear"}
         Scaling s of the step, see :func:`orthlin.steppers.muon`; with "rms" and "rms_rank" a matrix can share the
         learning rate of AdamW.
@@ -70,6 +70,9 @@ class LowRankMuon(Orthogonal):
         Note what :meth:`diagnostics` reads.
     maximize : bool
         Ascend.
+    capturable : bool
+        A CUDA graph may hold a step: its rank is fixed and its starts are warm, as a graph repeats its random numbers;
+        rates that change are tensors on the device.  A group's "step" does not count what is replayed.
     seed : int
         Random numbers are a function of seed, matrix shape and step.
     adamw : dict, optional
@@ -83,13 +86,12 @@ class LowRankMuon(Orthogonal):
 
     Notes
     -----
-    Matrices of one shape, in all groups of the same options, are stacked and stepped along together; such a stack is
-    the only large temporary, unless its entries are far out of range.  Under ``torch.compile`` a step runs as it is,
-    uncompiled, and under autocast as outside.  A matrix whose gradient has become zero goes on for less than
-    1/(1 - beta) steps in all: each is beta times the one before.  A step that is refused has changed nothing.
-    Cost: 6 m n r flops a matrix and O((m + n) r^2); state: a momentum of m n and, for a warm start, r n numbers.
-    The least moves 8 m n numbers a step: gradient, momentum and parameter read, the last two written, and 3 m n for the
-    direction.  On the shapes of GPT-2 a step on devices moves 22 m n.
+    Matrices of one shape, in all groups of the same options, are stacked and stepped along together; a stack is the
+    only large temporary, unless entries are far out of range.  ``torch.compile(optimizer.step)`` compiles that, in
+    the precision set for float32 products; autocast changes nothing.  A matrix whose gradient has become zero goes on
+    for less than 1/(1 - beta) steps in all: each is beta times the one before.  A refused step has changed nothing.
+    Cost: 6 m n r flops a matrix and O((m + n) r^2); state: a momentum of m n and, for a warm start, r n numbers.  The
+    least moves 8 m n numbers, 3 of them for the direction; on devices a step moves 22 m n, compiled 14 m n.
 
     References
     ----------
@@ -116,7 +118,7 @@ class LowRankMuon(Orthogonal):
         rank: Rank = 0.25,
         momentum: float = 0.95,
         nesterov: bool = True,
-        weight_decay: float = 0.1,
+        weight_decay: float | Tensor = 0.1,
         cautious: bool = False,
         scale: str = "rms",
         n_iter: int = 0,
@@ -131,6 +133,7 @@ class LowRankMuon(Orthogonal):
         master_weights: bool = True,
         diagnostics: bool = False,
         maximize: bool = False,
+        capturable: bool = False,
         seed: int = 0,
         adamw: dict[str, Any] | None = None,
     ) -> None:
@@ -143,7 +146,7 @@ class Muon(Orthogonal):
     Parameters
     ----------
     params, lr, momentum, nesterov, weight_decay, cautious, scale, nonfinite, master_weights, diagnostics, maximize, \
-    adamw
+    capturable, adamw
         See :class:`LowRankMuon`.
     precision : {"highest", "high", "medium"}
         Of the products of a schedule on devices: float32, also by "high", or bfloat16 as in torch.optim.Muon.
@@ -181,7 +184,7 @@ class Muon(Orthogonal):
         *,
         momentum: float = 0.95,
         nesterov: bool = True,
-        weight_decay: float = 0.1,
+        weight_decay: float | Tensor = 0.1,
         cautious: bool = False,
         scale: str = "rms",
         precision: str = "medium",
@@ -190,6 +193,7 @@ class Muon(Orthogonal):
         master_weights: bool = True,
         diagnostics: bool = False,
         maximize: bool = False,
+        capturable: bool = False,
         adamw: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(params, options_in(locals()))
@@ -201,7 +205,7 @@ class LowRankMSGD(Orthogonal):
     Parameters
     ----------
     params, lr, rank, weight_decay, cautious, scale, n_iter, sketch, warm_start, tail, tol, precision, \
-    schedule, nonfinite, master_weights, diagnostics, maximize, seed, adamw
+    schedule, nonfinite, master_weights, diagnostics, maximize, capturable, seed, adamw
         See :class:`LowRankMuon`.
 
     Raises
@@ -230,7 +234,7 @@ class LowRankMSGD(Orthogonal):
         lr: float | Tensor = 1e-3,
         *,
         rank: Rank = 0.25,
-        weight_decay: float = 0.0,
+        weight_decay: float | Tensor = 0.0,
         cautious: bool = False,
         scale: str = "none",
         n_iter: int = 0,
@@ -244,6 +248,7 @@ class LowRankMSGD(Orthogonal):
         master_weights: bool = True,
         diagnostics: bool = False,
         maximize: bool = False,
+        capturable: bool = False,
         seed: int = 0,
         adamw: dict[str, Any] | None = None,
     ) -> None:
@@ -255,16 +260,13 @@ class MSGD(Orthogonal):
 
     Parameters
     ----------
-    params, lr, weight_decay, cautious, scale, schedule, nonfinite, master_weights, diagnostics, maximize, adamw
+    params, lr, weight_decay, cautious, scale, schedule, nonfinite, master_weights, diagnostics, maximize, \
+    capturable, adamw
         See :class:`Muon`.
-
-    Raises
-    ------
-    OptionError, ShapeError, DTypeError, ArrayTypeError
-        If an argument is not as described.
 
     Notes
     -----
+    Errors are those of :class:`Muon`.
     Cost: :func:`orthlin.orthogonalize` a matrix; the least moves 6 m n numbers, here 139 m n on devices.
 
     Examples
@@ -283,7 +285,7 @@ class MSGD(Orthogonal):
         params: Any,
         lr: float | Tensor = 1e-3,
         *,
-        weight_decay: float = 0.0,
+        weight_decay: float | Tensor = 0.0,
         cautious: bool = False,
         scale: str = "none",
         schedule: str | None = None,
@@ -291,6 +293,7 @@ class MSGD(Orthogonal):
         master_weights: bool = True,
         diagnostics: bool = False,
         maximize: bool = False,
+        capturable: bool = False,
         adamw: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(params, options_in(locals()))

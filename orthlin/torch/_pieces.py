@@ -1,0 +1,100 @@
+"""The matrices of a step: pieces of parameters, checked, and batches of them that are stepped along together."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from orthlin import _backend as be
+from orthlin._direction import Recipe
+from orthlin.errors import ArrayTypeError, DeviceError, DTypeError, NonFiniteError, ShapeError
+from orthlin.torch.views import MatrixView
+
+
+class Piece(NamedTuple):
+    """Matrices of one parameter, as views of shape (b, m, n), with their part of its state."""
+
+    gradient: Tensor
+    weight: Tensor
+    momentum: Tensor | None
+    state: dict[str, Any]
+    right: str
+    skipped: Tensor
+    fading: Any  # a tensor, or None without a momentum
+    diagnostics: Tensor | None
+
+
+def initializing(groups: list[dict[str, Any]]) -> bool:
+    """Whether all rates and gradients are zero, as in the step by which tools have a state made."""
+    rates = [group["lr"] for group in groups]
+    if not all((not isinstance(lr, Tensor) or be.is_host(lr)) and bool(lr == 0) for lr in rates):
+        return False
+    given = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    return not any(g.layout is not torch.strided or g.is_meta or bool(g.any()) for g in given)
+
+
+def check_gradient(p: Tensor, state: dict[str, Any], matrix: bool, nonfinite: str) -> None:
+    """Check that a gradient can be stepped along with the state that there is."""
+    g = p.grad
+    if g is None:
+        return
+    if matrix and g.layout is not torch.strided:
+        raise ArrayTypeError("params: a gradient is sparse; use dense gradients for matrices")
+    if g.dtype != p.dtype:
+        raise DTypeError(f"grad: is {g.dtype} where its parameter is {p.dtype}; convert one of them")
+    if g.device != p.device:
+        raise DeviceError(f"grad: lives on {g.device}, its parameter on {p.device}; move one of them")
+    held = state.get("momentum", state.get("exp_avg", p))
+    if g.shape != p.shape or held.shape != p.shape:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (g, held))
+        raise ShapeError(f"params: gradient and state of a parameter of shape {tuple(p.shape)} have shapes {shapes}")
+    if matrix and nonfinite == "raise" and g.device.type == "cpu" and not bool(g.isfinite().all()):
+        raise NonFiniteError("grad: holds NaN or infinity; remove or replace them first")
+
+
+def values_of(p: Tensor, state: dict[str, Any]) -> Tensor:
+    """Return a tensor with the values of a parameter that can be seen as matrices: itself, if it is no copy."""
+    if "master" in state:
+        # Entries that were changed elsewhere are taken over, as when a model is loaded after the optimizer was made.
+        master: Tensor = state["master"]
+        return master.copy_(torch.where(master.to(p.dtype) == p, master, p.to(master.dtype)))
+    # Layouts such as channels_last have no view as matrices.
+    return p if p.ndim == 2 or p.is_contiguous() else p.contiguous()
+
+
+def pieces_of(p: Tensor, weight: Tensor, state: dict[str, Any], view: MatrixView) -> Iterator[Piece]:
+    """Split a parameter, whose values are in `weight`, its gradient and its state into matrices."""
+    weights = view.view(weight)
+    momenta = view.view(state["momentum"]) if "momentum" in state else [None] * len(weights)
+    start = 0
+    for i, (g, w, m) in enumerate(zip(view.view(p.grad, copy=True), weights, momenta, strict=True)):
+        rows = slice(start, start + w.shape[0])
+        start = rows.stop
+        fading, noted = (state[key][rows] if key in state else None for key in ("fading", "diagnostics"))
+        yield Piece(g, w, m, state, f"right_{i}", state["skipped"][rows], fading, noted)
+
+
+_OPTIONS = (
+    "step", "lr", "momentum", "nesterov", "error_feedback", "weight_decay", "cautious", "maximize", "diagnostics",
+)  # fmt: skip
+
+
+class Batch(NamedTuple):
+    """Matrices of one shape that are stepped along in the same way, in all groups, and the options of those."""
+
+    pieces: list[Piece]
+    recipe: Recipe
+    options: dict[str, Any]
+
+
+def kind_of(piece: Piece) -> tuple[Any, ...]:
+    """What the pieces of a batch have in common: shape, dtypes, device, and which of their sides is contiguous."""
+    w = piece.weight
+    return w.shape[1:], w.dtype, piece.gradient.dtype, w.device, w.stride(-2) < w.stride(-1), piece.momentum is None
+
+
+def options_of(group: dict[str, Any]) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """What the groups of a batch have in common beside their recipe, and its key; a tensor is its own kind."""
+    options = {key: group[key] for key in _OPTIONS}
+    return options, tuple(id(v) if isinstance(v, Tensor) else v for v in options.values())
