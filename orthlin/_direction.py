@@ -13,7 +13,7 @@ from orthlin._factors import Way, block, multiplied, rooted
 from orthlin._scaling import Seen, in_sight, seen, times
 from orthlin.errors import OptionError, RankError
 from orthlin.polar import orthogonalize
-from orthlin.rangefinder import powered, powered_sketch
+from orthlin.rangefinder import powered, sampler
 from orthlin.schedules import Schedule
 
 Array = Any
@@ -156,12 +156,13 @@ class Recipe:
         large = be.reduced(xp, X, self.precision)
         if right is None:
             rng = be.stream(self.seed, name, step, X)
-            Y = powered_sketch(xp, large, s, r, self.n_iter, "qr", self.sketch, None, rng, self.precision)
+            sample = sampler(xp, large, r, self.sketch, None, rng, self.precision)
+            Y = powered(xp, large, s, sample(large, s), self.n_iter, precision=self.precision)
         else:  # rows of length about one, which need no scaling
             right = self.resized(xp, right, r, step, name)
             Y = be.large_product(xp, large, times(be.adjoint(xp, right), s), precision=self.precision)
             Y = powered(xp, large, s, Y, self.n_iter, precision=self.precision)
-        way = Way(r, self.tol, precision=self.precision)
+        way = Way(r, self.tol, precision=self.precision).serving(X)
         Q, B = block(xp, large, s, Y, way)
         W = multiplied(xp, *rooted(xp, Q, B, way)[1:])
         B = B if s is None else B * (1.0 / s)

@@ -20,6 +20,7 @@ METHODS = ("auto", "exact")
 # Smallest singular value of a sketch that becomes one, in eps: what is noise in it may be a direction of the block
 # above the line, and at 1 was left at 0.9999 of its length.
 _NOISE = 1 / 16
+_APPROXIMATED = 64  # largest rank at which a tolerance saves time on the host
 
 
 class Way(NamedTuple):
@@ -29,6 +30,10 @@ class Way(NamedTuple):
     tol: float | None = None
     method: str = "auto"
     precision: str = "highest"
+
+    def serving(self, x: Array) -> "Way":
+        """The same for matrices `x`: the host decomposes larger blocks faster than it approximates their roots."""
+        return self._replace(tol=None) if be.is_host(x) and self.r > _APPROXIMATED else self
 
 
 def block(xp: Any, X: Array, s: Array | None, Y: Array, way: Way) -> tuple[Array, Array]:

@@ -43,6 +43,11 @@ def in_range(
     return x, be.safe_factor(xp, x, keep)
 
 
+def moderate(xp: Any, x: Array) -> bool:
+    """Whether host matrices are finite and in a safe range."""
+    return be.largest_exponent(xp, be.max_exponent(xp, x)) <= be.KEEP
+
+
 def times(x: Array, s: Array | None) -> Array:
     """A test matrix or basis times the factor of `in_range`."""
     return x if s is None else x * s

@@ -7,8 +7,8 @@ from orthlin import _checks as check
 from orthlin import sketch as sk
 from orthlin._derivatives import dense_rule, factors_rule
 from orthlin._factors import METHODS, Way, block, multiplied, rooted, signed
-from orthlin._scaling import in_range, scaled
-from orthlin.rangefinder import powered_sketch, sketch_width
+from orthlin._scaling import in_range, moderate, scaled
+from orthlin.rangefinder import powered, sampler, sketch_width
 
 Array = Any
 
@@ -217,12 +217,22 @@ def _parts(
     check.option(method, "method", METHODS)
     check.option(precision, "precision", be.PRECISIONS)
     tol = None if tol is None else check.positive(tol, "tol", below=1.0)
-    X, s = in_range(xp, G, "G")
+    # sketch and block tell the host what a pass over G would, where nothing is spanned, repeated or used up
+    again = test_matrix is not None or rng is None or isinstance(rng, int)
+    first = again and be.is_host(G) and width not in G.shape[-2:] and n_iter == 0
+    X, s = (be.working(xp, G), None) if first else in_range(xp, G, "G")
     X = be.reduced(xp, X, precision)
-    way = Way(int(r), tol, method, precision)
+    way = Way(int(r), tol, method, precision).serving(X)
     Y = _spanning(xp, X, s, width)
     if Y is None:
-        Y = powered_sketch(xp, X, s, width, n_iter, "qr", sketch, test_matrix, rng, precision)
+        sample = sampler(xp, X, width, sketch, test_matrix, rng, precision)
+        if first:
+            Y = sample(X, s)
+            Q, C = block(xp, X, s, Y, way) if moderate(xp, Y) else (Y, Y)
+            if moderate(xp, C):
+                return xp, Q, C, way
+            X, s = in_range(xp, G, "G")
+        Y = powered(xp, X, s, sample(X, s), n_iter, precision=precision)
     elif test_matrix is not None and be.is_host(X):
         in_range(xp, test_matrix, "test_matrix")  # what is not finite is an error all the same
     return xp, *block(xp, X, s, Y, way), way

@@ -1,6 +1,7 @@
 """Randomized range finder: sketch, QR, power iterations, posterior error estimate, adaptive rank."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,6 +9,7 @@ from orthlin import _backend as be
 from orthlin import _checks as check
 from orthlin import sketch as sk
 from orthlin._scaling import in_range, scaled, times, unit_scale
+from orthlin._signs import NONZEROS, sparse_sampler
 from orthlin.errors import DeviceError, NonFiniteError, ShapeError
 from orthlin.qr import thin_qr
 
@@ -95,7 +97,7 @@ def randomized_range_finder(
     check.option(normalizer, "normalizer", ("qr", "none"))
     check.option(sketch, "sketch", sk.KINDS)
     X, _ = unit_scale(xp, be.working(xp, A), "A")
-    Y = powered_sketch(xp, X, None, width, n_iter, normalizer, sketch, test_matrix, rng)
+    Y = powered(xp, X, None, sampler(xp, X, width, sketch, test_matrix, rng)(X, None), n_iter, normalizer)
     return be.convert(xp, thin_qr(xp, Y)[0], A.dtype)
 
 
@@ -124,23 +126,6 @@ def _broadcasts(given: tuple[int, ...], target: tuple[int, ...]) -> bool:
     return len(given) <= len(target) and all(g in (1, t) for g, t in zip(given[::-1], target[::-1], strict=False))
 
 
-def powered_sketch(
-    xp: Any,
-    X: Array,
-    s: Array | None,
-    width: int,
-    n_iter: int,
-    normalizer: str,
-    kind: str,
-    test_matrix: Array | None,
-    rng: Any,
-    precision: str = "highest",
-) -> Array:
-    """(A A^H)^q A Omega for A = s X, its columns not orthonormal."""
-    Y = _sketched(xp, X, s, width, kind, test_matrix, rng, precision)
-    return powered(xp, X, s, Y, n_iter, normalizer, precision)
-
-
 def powered(
     xp: Any, X: Array, s: Array | None, Y: Array, n_iter: int, normalizer: str = "qr", precision: str = "highest"
 ) -> Array:
@@ -155,26 +140,23 @@ def powered(
     return Y
 
 
-def _sketched(
-    xp: Any,
-    X: Array,
-    s: Array | None,
-    width: int,
-    kind: str,
-    test_matrix: Array | None,
-    rng: Any,
-    precision: str,
-) -> Array:
-    """A Omega for a test matrix of `width` columns; one draw serves every matrix of a stack."""
+def sampler(
+    xp: Any, X: Array, width: int, kind: str, test_matrix: Array | None, rng: Any, precision: str = "highest"
+) -> Callable[[Array, Array | None], Array]:
+    """A Omega as a function of X and s, A = s X, for a test matrix given or drawn here, one for a whole stack."""
     n = X.shape[-1]
     if test_matrix is not None:
         omega = times(*in_range(xp, test_matrix, "test_matrix", keep=_SAFE, subnormal=False))
+    elif kind == "gaussian":
+        omega = sk.gaussian(n, width, like=X, rng=rng)
     elif kind == "columns":
-        return scaled(xp, be.working(xp, xp.take(X, sk.columns(n, width, like=X, rng=rng), axis=-1)), s)
+        chosen = sk.columns(n, width, like=X, rng=rng)
+        return lambda X, s: scaled(xp, be.working(xp, xp.take(X, chosen, axis=-1)), s)
+    elif be.is_host(X):
+        return sparse_sampler(xp, X, width, rng)
     else:
-        draw = sk.gaussian if kind == "gaussian" else sk.sparse_sign
-        omega = draw(n, width, like=X, rng=rng)
-    return be.large_product(xp, X, times(omega, s), precision=precision)
+        omega = sk.sparse_sign(n, width, like=X, rng=rng, nonzeros=NONZEROS)
+    return lambda X, s: be.large_product(xp, X, times(omega, s), precision=precision)
 
 
 @be.own_settings

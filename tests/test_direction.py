@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -81,7 +82,11 @@ def levelled(T, U, r):
 def drawn(recipe, U, step, name):
     """The test matrix of a cold sketch: a function of seed, name and step."""
     space, n, r = be.namespace(U), U.shape[-1], recipe.width(U.shape, step)
-    make = {"gaussian": sketch.gaussian, "sparse_sign": sketch.sparse_sign, "columns": sketch.columns}[recipe.sketch]
+    make = {
+        "gaussian": sketch.gaussian,
+        "sparse_sign": partial(sketch.sparse_sign, nonzeros=2),
+        "columns": sketch.columns,
+    }[recipe.sketch]
     omega = make(n, r, like=U, rng=be.stream(recipe.seed, name, step, U))
     if recipe.sketch == "columns":
         omega = space.take(space.eye(n, dtype=U.dtype, device=be.device(U)), omega, axis=-1)

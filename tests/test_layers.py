@@ -14,7 +14,7 @@ LAYERS = (
     {"_backend.derivative", "_backend.loop", "_backend.random", "_backend.settings"},
     {"_backend.linalg", "_backend.powers"},
     {"_backend"},
-    {"_checks", "_scaling", "schedules"},
+    {"_checks", "_scaling", "_signs", "schedules"},
     {"_bounds", "_newton", "_residuals"},
     {"_derivatives", "metrics", "sketch"},
     {"qr", "_polynomial", "_gram"},

@@ -11,6 +11,7 @@ from orthlin._direction import Direction, Recipe, faded, real_product
 from orthlin._scaling import Seen, seen
 from orthlin.torch._pieces import Batch, Piece
 
+_CACHE = 1 << 24  # bytes of a stack that stays in the cache of a host, on pages that have been written before
 _LEAST_DECAY = 1e-12  # far below the rounding of a weight, and its inverse far from overflow
 DIAGNOSTICS = ("captured", "stable_rank", "update_ratio")
 
@@ -23,7 +24,23 @@ def stream_name(shape: tuple[int, ...]) -> str:
 def update(batch: Batch) -> None:
     """Step of a batch; all it makes of its size is one stack, unless entries are far out of range."""
     with be.settings(batch.pieces[0].weight):
-        _update(*batch)
+        for pieces in _cached(batch.pieces):
+            _update(pieces, batch.recipe, batch.options)
+
+
+def _cached(pieces: list[Piece]) -> Iterator[list[Piece]]:
+    """Parts of a batch whose stack the host's cache holds; all of it on devices."""
+    size = pieces[0].weight[0].numel() * 4
+    if not be.is_host(pieces[0].weight) or size * sum(len(p.weight) for p in pieces) <= _CACHE:
+        yield pieces
+        return
+    part: list[Piece] = []
+    for piece in pieces:
+        if part and size * (sum(len(p.weight) for p in part) + len(piece.weight)) > _CACHE:
+            yield part
+            part = []
+        part.append(piece)
+    yield part
 
 
 def _update(pieces: list[Piece], recipe: Recipe, group: dict[str, Any]) -> None:
