@@ -63,8 +63,8 @@ def lowrank_orth(
         Columns drawn beyond r; the projected block is cut back to its r leading singular directions, by
         a decomposition that synchronises on torch's devices, the one thing here that does.
     sketch : {"gaussian", "columns", "sparse_sign"}
-        How Omega is drawn.  "columns" takes r columns of G, uniformly out of all: cheaper, and far worse where
-        few columns hold the energy.
+        How Omega is drawn.  "sparse_sign" has two nonzeros a row, which on the host are added up, not multiplied;
+        "columns" takes r columns of G, uniformly out of all: cheaper, and far worse where few columns hold the energy.
     test_matrix : array, shape (n, w) or (..., n, w), optional
         Omega itself, r <= w <= min(m, n), in place of `sketch`, `rng` and `n_oversamples`.  The adjoint of the
         previous right factor W is a warm start, worth one power iteration at no cost.
@@ -74,7 +74,8 @@ def lowrank_orth(
         has no float64, or a slow one, products in float32 up to r = min(m, n)/2; "exact" for the rest.
     tol : float, optional
         Bring every singular value of the block :math:`Q^H G` of at least tol/10 times its Schatten 4-norm within `tol`
-        of one; smaller ones end in [0, 1 + tol].  The r x r work falls from about 80 products to 13 (0.1) or 21 (0.01).
+        of one; smaller ones end in [0, 1 + tol].  The r x r work falls from about 80 products to 13 (0.1) or 21 (0.01);
+        the host, which decomposes instead, takes blocks above rank 64 to working precision all the same.
     precision : {"highest", "high", "medium"}
         Of the large products on devices, in the words of ``torch.set_float32_matmul_precision``: float32;
         TensorFloat-32 by torch on CUDA, while no other thread computes here, and by JAX; bfloat16 where the library has
@@ -105,8 +106,9 @@ def lowrank_orth(
     The derivative divides by sums of singular values, and by gaps between the squares of kept and dropped ones.
     Cost: 6 m n r flops for sketch, projection and result, O((m + n) r^2 + r^3) for the rest, and 4 m n r for a
     power iteration.  On devices 133 calls of the library, with tol 0.01 66, with 0.1 58; none of them waits.
-    The least is 6 m n r flops, and 3 m n numbers moved: G read twice, the result written.  Here G is read once more,
-    for its largest entry; on devices the flops are 1.22 times the least at 1024 x 4096, r = 128, with tol 0.1 1.12.
+    The least is 6 m n r flops, and 3 m n numbers moved: G read twice, the result written.  On devices, and for power
+    iterations, G is read once more, for its largest entry; the flops there are 1.22 times the least at 1024 x 4096,
+    r = 128, with tol 0.1 1.12.
 
     References
     ----------
