@@ -194,7 +194,8 @@ class Recipe:
             return None, W, lambda: W
         total = be.column_squares(xp, X) if squares is None else squares
         rest = total - be.column_squares(xp, B)
-        least = TAIL_FLOOR[self.precision] * total + max(_SMALLEST, 2.0 ** -be.exponent_bound(xp, total))
+        floor = TAIL_FLOOR["highest" if be.is_host(X) else self.precision]
+        least = floor * total + max(_SMALLEST, 2.0 ** -be.exponent_bound(xp, total))
         c = alpha * math.sqrt((k - r) / X.shape[-1]) / xp.sqrt(xp.maximum(rest, least))
         factors = be.convert(xp, c, X.dtype)
         return factors, W - factors * B, lambda: xp.sum(c * rest, axis=-1, keepdims=True)

@@ -127,7 +127,7 @@ class LowRankMuon(Orthogonal):
         error_feedback: bool = False,
         tail: float | str = "auto",
         tol: float | None = 0.1,
-        precision: str = "highest",
+        precision: str = "high",
         schedule: str | None = None,
         nonfinite: str = "skip",
         master_weights: bool = True,
