@@ -184,3 +184,48 @@ def test_no_basis_captures_more_of_a_gradient_or_momentum_than_the_best_one(ran)
         assert missed["k/4"]["best (SVD)"] < missed["k/8"]["best (SVD)"]
     for of_rank in missed.values():  # of the momenta at the end
         assert max(of_rank["warm start"], of_rank["Gaussian, a power"]) < 0.6 * of_rank["Gaussian"]
+
+
+@pytest.fixture(scope="module")
+def others(ran):
+    """The comparison of optimizers at a small size."""
+    return smaller("11_others", WIDTH=16, STEPS=2)
+
+
+def test_other_optimizers_keep_as_much_as_the_page_says(others):
+    found = others
+    matrices, rest = found["parts"](found["make_model"](0))
+    shapes = [sorted(p.shape) for p in matrices]
+    mn, of_rest = sum(m * n for m, n in shapes), sum(p.numel() for p in rest)
+    assert found["size"] == mn + of_rest
+    state = {name: state - 2 * of_rest for name, (state, _) in found["memory"].items() if name != "LOMO"}
+    r, counters = 4, 2 * 12
+    assert state["AdamW"] == 2 * mn
+    assert state["full Muon"] == mn + counters
+    warm = sum(r * into * (3 if out == 3 * into else 1) for into, out in (p.shape for p in matrices))
+    assert state["low rank, here"] == state["Dion's rule"] == mn + counters + warm
+    assert state["GaLore"] == sum(2 * r * n + m * r for m, n in shapes)
+    largest = max(p.numel() for p in [*matrices, *rest])
+    assert found["memory"].pop("LOMO") == (0, largest)
+    assert {gradients for _, gradients in found["memory"].values()} == {found["size"]}
+
+
+def test_galore_stays_in_its_subspace_and_lomo_is_gradient_descent(others):
+    found, torch = others, others["torch"]
+
+    def after(make, steps):
+        model = found["make_model"](0)
+        optimizer = make(model)
+        for step in range(steps):
+            model.zero_grad()
+            found["loss_of"](model, found["training_batch"](found["text"], 32, 8, 0, step)).backward()
+            optimizer.step()
+        return found["parts"](model)
+
+    start, _ = found["parts"](found["make_model"](0))
+    for every, rank in ((40, 4), (1, 8)):
+        moved, _ = after(lambda model, every=every: found["GaLore"](model, 1e-2, every=every), 2)
+        for a, b in zip(moved, start, strict=True):
+            assert int(torch.linalg.matrix_rank(a - b, rtol=1e-4)) == rank
+    fused, plain = after(lambda m: found["LOMO"](m, 0.1), 2), after(lambda m: torch.optim.SGD(m.parameters(), 0.1), 2)
+    torch.testing.assert_close(fused, plain)
