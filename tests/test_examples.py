@@ -1,5 +1,6 @@
 """The gallery: every example runs, and its own numbers are those that the documentation says."""
 
+import ast
 import os
 import runpy
 import subprocess
@@ -41,6 +42,20 @@ def within(counts, expected, share=0.1):
 
 def of_method(found, name):
     return {kappa: found["counts"][name, kappa] for kappa in KAPPAS}
+
+
+def smaller(name, **constants):
+    """Names that an example leaves behind when it runs with other constants."""
+    body = []
+    for node in ast.parse(PATHS[name].read_text()).body:
+        body.append(node)
+        stored = [x for target in getattr(node, "targets", ()) for x in ast.walk(target)]
+        for constant in {x.id for x in stored if isinstance(x, ast.Name)} & constants.keys():
+            body += ast.parse(f"{constant} = {constants.pop(constant)!r}").body
+    assert not constants, "no such constants"
+    found = {"__name__": name, "__file__": str(PATHS[name])}
+    exec(compile(ast.Module(body, []), PATHS[name], "exec"), found)
+    return found
 
 
 QUICKSTART = "01_quickstart"
@@ -151,3 +166,66 @@ def test_the_nearest_rotations_are_rotations_and_nearer(ran):
     assert found["fitted"] == pytest.approx(found["scale"], rel=0.05)
     assert found["reflected"].any()
     assert found["error"](found["rotation"]) < 0.8 * found["error"](found["U"])
+
+
+def test_no_basis_captures_more_of_a_gradient_or_momentum_than_the_best_one(ran):
+    found = smaller("10_spectra", LAYERS=2, WIDTH=32, AT={"start": 3, "middle": 10, "end": 20})
+    assert set(found["results"]) == {(what, step) for what in ("gradient", "momentum") for step in (3, 10, 20)}
+    missed = {}
+    for stacked in found["results"].values():
+        for rank in found["RANKS"]:
+            shares = {basis: found["joined"](stacked, (rank, basis)) for basis in found["BASES"]}
+            for share in shares.values():
+                assert share.shape == (2, 6)
+                assert ((share > 0) & (share <= shares["best (SVD)"] + 1e-5)).all()
+            missed[rank] = {basis: 1 - float(share.mean()) for basis, share in shares.items()}
+        ranks = found["joined"](stacked, "rank")
+        assert ((ranks >= 1) & (ranks <= 32)).all()
+        assert missed["k/4"]["best (SVD)"] < missed["k/8"]["best (SVD)"]
+    for of_rank in missed.values():  # of the momenta at the end
+        assert max(of_rank["warm start"], of_rank["Gaussian, a power"]) < 0.6 * of_rank["Gaussian"]
+
+
+@pytest.fixture(scope="module")
+def others(ran):
+    """The comparison of optimizers at a small size."""
+    return smaller("11_others", WIDTH=16, STEPS=2)
+
+
+def test_other_optimizers_keep_as_much_as_the_page_says(others):
+    found = others
+    matrices, rest = found["parts"](found["make_model"](0))
+    shapes = [sorted(p.shape) for p in matrices]
+    mn, of_rest = sum(m * n for m, n in shapes), sum(p.numel() for p in rest)
+    assert found["size"] == mn + of_rest
+    state = {name: state - 2 * of_rest for name, (state, _) in found["memory"].items() if name != "LOMO"}
+    r, counters = 4, 2 * 12
+    assert state["AdamW"] == 2 * mn
+    assert state["full Muon"] == mn + counters
+    warm = sum(r * into * (3 if out == 3 * into else 1) for into, out in (p.shape for p in matrices))
+    assert state["low rank, here"] == state["Dion's rule"] == mn + counters + warm
+    assert state["GaLore"] == sum(2 * r * n + m * r for m, n in shapes)
+    largest = max(p.numel() for p in [*matrices, *rest])
+    assert found["memory"].pop("LOMO") == (0, largest)
+    assert {gradients for _, gradients in found["memory"].values()} == {found["size"]}
+
+
+def test_galore_stays_in_its_subspace_and_lomo_is_gradient_descent(others):
+    found, torch = others, others["torch"]
+
+    def after(make, steps):
+        model = found["make_model"](0)
+        optimizer = make(model)
+        for step in range(steps):
+            model.zero_grad()
+            found["loss_of"](model, found["training_batch"](found["text"], 32, 8, 0, step)).backward()
+            optimizer.step()
+        return found["parts"](model)
+
+    start, _ = found["parts"](found["make_model"](0))
+    for every, rank in ((40, 4), (1, 8)):
+        moved, _ = after(lambda model, every=every: found["GaLore"](model, 1e-2, every=every), 2)
+        for a, b in zip(moved, start, strict=True):
+            assert int(torch.linalg.matrix_rank(a - b, rtol=1e-4)) == rank
+    fused, plain = after(lambda m: found["LOMO"](m, 0.1), 2), after(lambda m: torch.optim.SGD(m.parameters(), 0.1), 2)
+    torch.testing.assert_close(fused, plain)
