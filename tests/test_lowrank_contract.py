@@ -258,3 +258,21 @@ def test_a_key_is_an_argument_under_jit():
     drawn = jax.jit(lambda G, key: lowrank_orth(G, RANK, rng=key))(jax.numpy.asarray(G64.numpy()), jax.random.key(0))
     assert defect(np.linalg.svd(np.asarray(drawn))[0][:, :RANK]) <= 32
     assert abs(np.linalg.svd(np.asarray(drawn), compute_uv=False)[:RANK] - 1).max() <= 32 * np.finfo(float).eps
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("function", [lowrank_orth, lowrank_orth_factors])
+def test_what_a_test_matrix_does_not_see_is_refused_all_the_same(function, bad):
+    G, omega = np.ones((20, 30), dtype="float32"), np.eye(30, 4, dtype="float32")
+    G[3, 7] = bad
+    with pytest.raises(NonFiniteError, match="G: holds NaN or infinity"):
+        function(G, 4, test_matrix=omega)
+
+
+def test_what_a_test_matrix_does_not_see_may_be_of_any_size():
+    G = np.random.default_rng(0).standard_normal((20, 30)).astype("float32")
+    omega = np.random.default_rng(1).standard_normal((30, 4)).astype("float32")
+    G[:, 5], omega[5] = 3e38, 0
+    O = lowrank_orth(G, 4, test_matrix=omega)
+    assert np.isfinite(O).all()
+    assert abs(np.linalg.norm(O, 2) - 1) < 1e-6

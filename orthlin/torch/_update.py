@@ -1,5 +1,6 @@
 """One step of a batch of same-shape matrices, in place: the formulas of `orthlin.steppers`, without its copies."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,7 +31,7 @@ def update(batch: Batch) -> None:
 
 def _cached(pieces: list[Piece]) -> Iterator[list[Piece]]:
     """Parts of a batch whose stack the host's cache holds; all of it on devices."""
-    size = pieces[0].weight[0].numel() * 4
+    size = math.prod(pieces[0].weight.shape[1:]) * _dtype(pieces[0]).itemsize
     if not be.is_host(pieces[0].weight) or size * sum(len(p.weight) for p in pieces) <= _CACHE:
         yield pieces
         return
@@ -91,7 +92,7 @@ def _slices(pieces: list[Piece]) -> Iterator[tuple[Piece, slice]]:
 
 
 def _sizes(pieces: list[Piece]) -> Tensor:
-    """Largest entries of the gradients, (..., 1, 1), NaN or infinite where one is not finite."""
+    """Sizes of the gradients, (..., 1, 1), zero for zero; compiled finite where all of a gradient is, too."""
     matrices = [g for p in pieces for g in p.gradient.unbind()]
     if torch.compiler.is_compiling():  # whose kernels are made of these, not of a norm
         return torch.stack([g.abs().amax() if g.numel() else g.new_zeros(()) for g in matrices]).view(-1, 1, 1)

@@ -104,3 +104,11 @@ def test_an_option_of_adamw_makes_the_matrices_capturable_too():
     with pytest.raises(OptionError, match=r"capturable: .* warm_start=True"):
         LowRankMSGD(model(), rank=4, adamw={"capturable": True})
     assert LowRankMuon(model(), adamw={"capturable": True}).param_groups[0]["capturable"]
+
+
+def test_a_stack_of_no_matrices_is_stepped():
+    p = torch.nn.Parameter(torch.zeros(0, 6, 5))
+    optimizer = LowRankMuon([{"params": [p], "view": {"batch_ndim": 1}}], rank=2)
+    p.grad = torch.zeros(0, 6, 5)
+    optimizer.step()
+    assert int(optimizer.skipped()) == 0
