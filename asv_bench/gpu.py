@@ -223,12 +223,25 @@ def optimizers() -> dict[str, Callable[[Any], list[torch.optim.Optimizer]]]:
         blocks = [p for group in (matrices, *others) for _, p in group["params"]]
         return [torch.optim.Muon(blocks), torch.optim.AdamW([p for _, p in rest["params"]], **fused)]
 
+    def low_rank(rank: float, compiled: bool = False) -> Callable[[Any], list[torch.optim.Optimizer]]:
+        def make(named: Any) -> list[torch.optim.Optimizer]:
+            made = ot.LowRankMuon(groups(named), rank=rank, adamw=fused, capturable=compiled and CUDA)
+            if compiled:
+                made.step()  # which makes its state
+                made.step = torch.compile(made.step)
+            return [made]
+
+        return make
+
+    r = 64 if CUDA else 8
     return {
         "AdamW fused": lambda named: [torch.optim.AdamW([p for _, p in named], **fused)],
         "torch.optim.Muon, AdamW fused": torch_muon,
-        "LowRankMuon r=64": lambda named: [ot.LowRankMuon(groups(named), rank=64 if CUDA else 8, adamw=fused)],
-        "LowRankMuon r=k/4": lambda named: [ot.LowRankMuon(groups(named), adamw=fused)],
+        "LowRankMuon r=64": low_rank(r),
+        "LowRankMuon r=k/4": low_rank(0.25),
         "Muon": lambda named: [ot.Muon(groups(named), adamw=fused)],
+        "LowRankMuon r=64, compiled": low_rank(r, compiled=True),
+        "LowRankMuon r=k/4, compiled": low_rank(0.25, compiled=True),
     }
 
 

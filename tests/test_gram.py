@@ -114,7 +114,8 @@ CARDS = {**dict.fromkeys(FAST, False), **dict.fromkeys(SLOW, True)}
 @pytest.mark.parametrize(("capability", "slow"), CARDS.items(), ids=str)
 def test_double_precision_is_asked_for_where_it_is_fast(monkeypatch, capability, slow):
     arrays._slow_double.cache_clear()
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    facts = SimpleNamespace(**dict(zip(("major", "minor"), capability, strict=True)))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: facts)
     x = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)
     monkeypatch.setattr(arrays.compat, "is_torch_array", lambda _: True)
     xp = be.namespace(torch.ones(1))

@@ -151,7 +151,7 @@ def test_singular_values_never_raise_and_spoil_the_bad_matrix_alone(xp, dtype):
     X[1] = np.nan
     U, s, Vh = xp.call(svd, X)
     assert all(np.isnan(part[1]).all() for part in (U, s, Vh))
-    tol = 32 * np.finfo(dtype).eps
+    tol = 64 * np.finfo(dtype).eps  # cuSOLVER's Jacobi method came to 48 in complex128
     assert max(gram_defect(U[0]), gram_defect(Vh[0])) <= tol
     assert np.linalg.norm((U[0] * s[0]) @ Vh[0] - X[0]) <= tol * np.linalg.norm(X[0])
 

@@ -286,7 +286,7 @@ def test_products_stay_full_while_any_thread_is_inside():
 
 
 def test_products_are_short_where_asked_unless_another_thread_is_inside(monkeypatch):
-    monkeypatch.setitem(linalg.tensor_float.__globals__, "_SHORT", ("cpu",))
+    monkeypatch.setitem(linalg.products.__globals__, "_SHORT", ("cpu",))
     x, inside, go = torch.ones(2, 2), threading.Event(), threading.Event()
 
     def other():
@@ -295,7 +295,7 @@ def test_products_are_short_where_asked_unless_another_thread_is_inside(monkeypa
             go.wait(10)
 
     def flag():
-        with be.settings(x), be.settings(x), linalg.tensor_float(x):
+        with be.settings(x), be.settings(x), linalg.products(x, "high"):
             return torch.backends.mkldnn.matmul.fp32_precision
 
     for mode in (nullcontext, PRODUCTS["high"], PRODUCTS["mkldnn"]):

@@ -65,7 +65,7 @@ from orthlin._backend.powers import (
     safe_factor,
 )
 from orthlin._backend.random import Source, random_source, stream, transfer
-from orthlin._backend.settings import own_settings, settings
+from orthlin._backend.settings import own_settings, products, settings
 
 __all__ = [
     "KEEP", "NOT_FINITE", "PRECISIONS", "Array", "Arrays", "Library", "Source", "add_product", "adjoint",
@@ -73,6 +73,6 @@ __all__ = [
     "differentiable", "eigh", "eps", "exponent_bound", "eye_like", "factor", "filled", "flushes_subnormals", "gram",
     "installed", "inv", "inv_lower", "is_complex", "is_dense", "is_half", "is_host", "is_number", "is_single", "kind",
     "large_product", "largest_exponent", "ldexp", "max_exponent", "namespace", "nonzero", "own_settings",
-    "power_factor", "random_source", "reduced", "repeat", "safe_factor", "scalar", "scaled", "settings", "stream",
-    "svd", "transfer", "wide_dtype", "working",
+    "power_factor", "products", "random_source", "reduced", "repeat", "safe_factor", "scalar", "scaled", "settings",
+    "stream", "svd", "transfer", "wide_dtype", "working",
 ]  # fmt: skip

@@ -178,5 +178,6 @@ _FAST_DOUBLE_HIP = 9  # major version of AMD's CDNA and the Instinct cards befor
 def _slow_double(index: int | None) -> bool:
     import torch
 
-    major, minor = torch.cuda.get_device_capability(index)
+    facts = torch.cuda.get_device_properties(index)  # which torch.compile can ask for
+    major, minor = facts.major, facts.minor
     return major != _FAST_DOUBLE_HIP if torch.version.hip else (major, minor) not in _FAST_DOUBLE

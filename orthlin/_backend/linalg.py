@@ -1,7 +1,6 @@
 """Products and factorizations that the standard lacks, or that differ between libraries."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, cast
 
 import array_api_compat as compat
@@ -20,7 +19,7 @@ from orthlin._backend.arrays import (
     wide_dtype,
     working,
 )
-from orthlin._backend.settings import tensor_float
+from orthlin._backend.settings import products
 
 _GRAM_BLOCK = 256  # rows from which halving a Gram product pays
 _HALF_BLOCK = 48  # order from which converting half precision pays
@@ -68,7 +67,7 @@ def large_product(xp: Any, a: Array, b: Array, dtype: DType = None, *, precision
     At precision "high" in TensorFloat-32, where the device has it.
     """
     common = a.dtype if is_half(xp, a) else b.dtype
-    with tensor_float(a) if precision == "high" else nullcontext():
+    with products(a, precision):
         product = convert(xp, a, common) @ convert(xp, b, common)
     return working(xp, product) if dtype is None else convert(xp, product, dtype)
 

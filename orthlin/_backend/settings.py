@@ -37,11 +37,13 @@ def settings(x: Array) -> AbstractContextManager[Any]:
     return _jax() if compat.is_jax_array(x) else np.errstate(all="ignore")
 
 
-def tensor_float(x: Array) -> AbstractContextManager[Any]:
-    """Context, inside `settings`, in which products of float32 may be done in TensorFloat-32.
+def products(x: Array, precision: str) -> AbstractContextManager[Any]:
+    """Context, inside `settings`, in which products of float32 may be done in TensorFloat-32, but for "highest".
 
     torch on CUDA: unless another thread is inside, whose products must be full.  JAX: its precision "high".
     """
+    if precision == "highest":
+        return nullcontext()
     if compat.is_torch_array(x):
         import torch
 
@@ -85,7 +87,9 @@ def _torch(x: Array) -> AbstractContextManager[Any]:
     import torch
 
     device = x.device.type
-    cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    # Some versions cannot trace the question, whose answer differs on exotic devices only.
+    available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+    cast = available and torch.is_autocast_enabled(device)
     plain = torch.autocast(device, enabled=False) if cast else nullcontext()
     if torch.compiler.is_compiling():
         return plain

@@ -76,7 +76,8 @@ def _update(pieces: list[Piece], recipe: Recipe, group: dict[str, Any]) -> None:
     length = d.length * (rate if group["maximize"] else -rate)
     if pieces[0].fading is not None:
         length = length * _fading(pieces, counts, d.finite, sizes, group["momentum"]).to(U.real.dtype)
-    parts = _scaled(d, length, U, counts)
+    with be.products(U, recipe.precision):
+        parts = _scaled(d, length, U, counts)
     _note(pieces, parts, weight, known)
     if bad is not None:
         torch._foreach_add_([p.skipped for p in pieces], bad[:, 0, 0].split(counts))
