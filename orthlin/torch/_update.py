@@ -47,7 +47,7 @@ def _cached(pieces: list[Piece]) -> Iterator[list[Piece]]:
 def _update(pieces: list[Piece], recipe: Recipe, group: dict[str, Any]) -> None:
     counts = [p.weight.shape[0] for p in pieces]
     sizes = None if pieces[0].momentum is None or be.is_host(pieces[0].weight) else _sizes(pieces)
-    U, sight = (_fused if torch.compiler.is_compiling() else _stacked)(pieces, counts, group, sizes)
+    U, sight = (_fused if torch.compiler.is_compiling() else _stacked)(pieces, group)
     xp, usual = be.namespace(U), be.is_host(U) and bool(sight.finite.all())
     finite, bad = (None, None) if usual else (sight.finite.to(U.dtype), ~sight.finite)
     step, name = group["step"], stream_name(U.shape)
@@ -93,10 +93,10 @@ def _slices(pieces: list[Piece]) -> Iterator[tuple[Piece, slice]]:
 
 
 def _sizes(pieces: list[Piece]) -> Tensor:
-    """Sizes of the gradients, (..., 1, 1), zero for zero; compiled finite where all of a gradient is, too."""
+    """Sizes of the gradients, (..., 1, 1), zero for zero."""
+    if torch.compiler.is_compiling() and pieces[0].gradient.numel():  # along columns, as the norms in the same pass
+        return torch.cat([p.gradient.abs().amax(-2, keepdim=True).amax(-1, keepdim=True) for p in pieces])
     matrices = [g for p in pieces for g in p.gradient.unbind()]
-    if torch.compiler.is_compiling():  # whose kernels are made of these, not of a norm
-        return torch.stack([g.abs().amax() if g.numel() else g.new_zeros(()) for g in matrices]).view(-1, 1, 1)
     # the 1-norm, as the largest entry of nothing is an error
     return torch.stack(torch._foreach_norm(matrices, 1)).view(-1, 1, 1)
 
@@ -118,10 +118,10 @@ def _blend(piece: Piece, group: dict[str, Any], out: Tensor | None = None) -> Te
     return torch.lerp(g.to(_dtype(piece)), m, beta**2 if group["nesterov"] else beta, out=out)
 
 
-def _stacked(pieces: list[Piece], counts: list[int], group: dict[str, Any], _: Tensor | None) -> tuple[Tensor, Seen]:
+def _stacked(pieces: list[Piece], group: dict[str, Any]) -> tuple[Tensor, Seen]:
     """Blends in a stack, and what is seen of them."""
     first, beta = pieces[0], group["momentum"]
-    m, n = first.weight.shape[1:]
+    counts, (m, n) = [len(p.weight) for p in pieces], first.weight.shape[1:]
     U = torch.empty((sum(counts), m, n), dtype=_dtype(first), device=first.weight.device)
     if first.weight.stride(-2) < first.weight.stride(-1):
         U = U.view(-1, n, m).mT
@@ -140,17 +140,13 @@ def _stacked(pieces: list[Piece], counts: list[int], group: dict[str, Any], _: T
     return U, seen(be.namespace(U), U)
 
 
-def _fused(pieces: list[Piece], counts: list[int], group: dict[str, Any], sizes: Tensor | None) -> tuple[Tensor, Seen]:
-    """The same, zero where one is not finite, and momenta for `torch.compile`, which makes a pass of it all."""
+def _fused(pieces: list[Piece], group: dict[str, Any]) -> tuple[Tensor, Seen]:
+    """The same, zero where one is not finite, and momenta for `torch.compile`, which makes two passes of it all."""
     parts = [_blend(piece, group) for piece in pieces]
     xp = be.namespace(parts[0])
-    if sizes is not None:
-        parts = [torch.where(size < torch.inf, x, 0) for size, x in zip(sizes.split(counts), parts, strict=True)]
     sights = [seen(xp, x) for x in parts]
+    parts = [torch.where(found.finite, x, 0) for found, x in zip(sights, parts, strict=True)]
     sight = Seen(*(None if found[0] is None else torch.cat(found) for found in zip(*sights, strict=True)))
-    if sizes is None:
-        return torch.where(sight.finite, torch.cat(parts), 0), sight
-    sight = sight._replace(finite=sizes < torch.inf)
     _remember(pieces, parts, group, sight.finite.to(parts[0].dtype))
     return torch.cat(parts), sight
 
