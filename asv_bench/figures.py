@@ -104,7 +104,8 @@ def error_against_time(run: Run, panels: dict[str, tuple[str, str, str]], path: 
         for name in present:
             axis.plot([], [], marks[name], ms=5, mfc="grey", mec="grey", label=name)
         axis.set(xscale="log", yscale="log", title=title, xlabel="seconds", ylabel="worst |s - 1|")
-        axis.legend(fontsize=6, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+        if colors:
+            axis.legend(fontsize=6, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     save(figure, path)
 
 
