@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
@@ -229,3 +230,11 @@ def test_galore_stays_in_its_subspace_and_lomo_is_gradient_descent(others):
             assert int(torch.linalg.matrix_rank(a - b, rtol=1e-4)) == rank
     fused, plain = after(lambda m: found["LOMO"](m, 0.1), 2), after(lambda m: torch.optim.SGD(m.parameters(), 0.1), 2)
     torch.testing.assert_close(fused, plain)
+
+
+def test_chunks_give_what_lowrank_orth_gives_in_memory():
+    found = smaller("13_chunks", M=2_000, N=512, CHUNK=500, RANK=16)
+    assert found["difference"] <= 1e-6
+    Q, W, O = (found[name] for name in "QWO")
+    assert np.abs(Q.T @ Q - np.eye(16)).max() <= 1e-5
+    assert np.abs(O.compute(scheduler="synchronous") - Q @ W).max() <= 1e-6
