@@ -11,6 +11,7 @@ from orthlin import _checks as check
 from orthlin import sketch as sk
 from orthlin._factors import Way, block, multiplied, rooted
 from orthlin._scaling import Seen, in_sight, seen, times
+from orthlin._shards import Shards, factors
 from orthlin.errors import OptionError, RankError
 from orthlin.polar import orthogonalize
 from orthlin.rangefinder import powered, sampler
@@ -120,18 +121,23 @@ class Recipe:
         r = self.width(X.shape) or full
         if r is None or not self.warm_start:
             return None
-        return xp.broadcast_to(self._rows(X, r, 0, name), (*X.shape[:-2], r, X.shape[-1]))
+        return xp.broadcast_to(self._rows(X, X.shape[-1], r, 0, name), (*X.shape[:-2], r, X.shape[-1]))
 
-    def resized(self, xp: Any, right: Array, r: int, step: Any, name: str) -> Array:
-        """Warm start with r rows: leading ones where the rank has fallen, fresh Gaussian ones where it has grown."""
+    def resized(
+        self, xp: Any, right: Array, r: int, step: Any, name: str, columns: tuple[int, slice] | None = None
+    ) -> Array:
+        """Warm start with r rows: leading ones where the rank has fallen, fresh Gaussian ones where it has grown.
+
+        Of n columns it may have a part only.
+        """
         have = right.shape[-2]
         if have >= r:
             return right[..., :r, :]
-        more = self._rows(right, r - have, step, name)
+        n, part = columns or (right.shape[-1], slice(None))
+        more = self._rows(right, n, r - have, step, name)[:, part]
         return xp.concat([right, xp.broadcast_to(more, (*right.shape[:-2], *more.shape))], axis=-2)
 
-    def _rows(self, like: Array, count: int, step: Any, name: str) -> Array:
-        n = like.shape[-1]
+    def _rows(self, like: Array, n: int, count: int, step: Any, name: str) -> Array:
         return sk.gaussian(n, count, like=like, rng=be.stream(self.seed, name, step, like)).mT / math.sqrt(n)
 
     def direction(
@@ -166,8 +172,9 @@ class Recipe:
         Q, B = block(xp, large, s, Y, way)
         W = multiplied(xp, *rooted(xp, Q, B, way)[1:])
         B = B if s is None else B * (1.0 / s)
-        c, V, rest = self._with_tail(xp, X, B, W, r, sight.squares)
-        warm = None if right is None else _refilled(xp, W, right)
+        squares = be.column_squares(xp, X) if sight.squares is None and self.tail else sight.squares
+        c, V, rest = self._with_tail(xp, X.shape, squares, B, W, r)
+        warm = None if right is None else _refilled(xp, W, right, be.gram(xp, W))
 
         def inner() -> Array:
             found = _inner(xp, W, B)
@@ -176,29 +183,51 @@ class Recipe:
         length = self._length(xp, X.shape, r, sight.e, inner)
         return Direction(X, c, Q, V, warm, B, sight.e, length, sight.finite)
 
+    def fits_shards(self, shape: tuple[int, ...], step: Any = 0) -> bool:
+        """Whether matrices of a shape can be stepped along where their parts are, else they are needed whole."""
+        drawn = self.warm_start or self.sketch == "gaussian"
+        return self.width(shape, step) is not None and drawn and self.n_iter == 0 and self.scale != "nuclear"
+
+    def direction_on_shards(
+        self, xp: Any, U: Array, right: Array | None, step: Any, name: str, shards: Shards
+    ) -> Direction:
+        """Part of the direction of matrices, in single precision, of which U is a part, and so is the warm start."""
+        n, r = shards.shape[-1], self.width(shards.shape, step) or 0
+        if right is None:
+            omega = sk.gaussian(n, r, like=U, rng=be.stream(self.seed, name, step, U))
+            rows = be.adjoint(xp, omega[shards.columns, :])
+        else:
+            right = rows = self.resized(xp, right, r, step, name, (n, shards.columns))
+        f = factors(xp, U, rows, shards, tail=bool(self.tail), tol=self.tol, precision=self.precision)
+        c, V, _ = self._with_tail(xp, shards.shape, f.squares, f.B, f.W, r)
+        warm = None if right is None else _refilled(xp, f.W, right, f.gram)
+        length = self._length(xp, shards.shape, r, None, lambda: f.W)
+        return Direction(f.X, c, f.Q, V, warm, f.B, None, length, f.finite)
+
     def alpha(self, r: int, k: int) -> float:
         """Weight of the tail at rank r of k."""
         return tail_weight(r, k) if self.tail == "auto" else float(self.tail)
 
     def _with_tail(
-        self, xp: Any, X: Array, B: Array, W: Array, r: int, squares: Array | None
+        self, xp: Any, shape: tuple[int, ...], total: Array, B: Array, W: Array, r: int
     ) -> tuple[Array | None, Array, Callable[[], Array]]:
         """Return c, W - B c and <X, T c> for the tail T = X - Q B, so that Q W + T c = X c + Q (W - B c).
+
+        `total` are the squared norms of the columns of X, which has that shape.
 
         c = alpha sqrt((k - r)/n)/||t_j|| for every column t_j, and ||t_j||^2 = ||x_j||^2 - ||b_j||^2, a difference that
         cancels to rounding noise where x_j is in the range of Q.
         """
-        k = min(X.shape[-2:])
+        k = min(shape[-2:])
         alpha = self.alpha(r, k)
         if alpha == 0:
             return None, W, lambda: W
-        total = be.column_squares(xp, X) if squares is None else squares
-        rest = total - be.column_squares(xp, B)
-        floor = TAIL_FLOOR["highest" if be.is_host(X) else self.precision]
+        rest = total - be.column_squares(xp, B, double=not be.is_single(xp, total))
+        floor = TAIL_FLOOR["highest" if be.is_host(B) else self.precision]
         least = floor * total + max(_SMALLEST, 2.0 ** -be.exponent_bound(xp, total))
-        c = alpha * math.sqrt((k - r) / X.shape[-1]) / xp.sqrt(xp.maximum(rest, least))
-        factors = be.convert(xp, c, X.dtype)
-        return factors, W - factors * B, lambda: xp.sum(c * rest, axis=-1, keepdims=True)
+        c = alpha * math.sqrt((k - r) / shape[-1]) / xp.sqrt(xp.maximum(rest, least))
+        lengths = be.convert(xp, c, B.dtype)
+        return lengths, W - lengths * B, lambda: xp.sum(c * rest, axis=-1, keepdims=True)
 
     def _length(
         self, xp: Any, shape: tuple[int, ...], r: int | None, e: Array | None, inner: Callable[[], Array]
@@ -226,12 +255,12 @@ def _rank(rank: Any, k: int) -> int:
     return min(check.count(rank, "rank", low=1), k)
 
 
-def _refilled(xp: Any, W: Array, old: Array) -> Array:
+def _refilled(xp: Any, W: Array, old: Array, gram: Array) -> Array:
     """W + (I - W W^H) Z: directions that W lacks, because its matrix had a smaller rank, come from Z.
 
     A warm start made of W alone could never find them again; from zero it could find nothing.
     """
-    return be.add_product(xp, 1.0, W + old, -1.0, be.gram(xp, W), old)
+    return be.add_product(xp, 1.0, W + old, -1.0, gram, old)
 
 
 def faded(xp: Any, fading: Array, moved: Array, beta: Any, finite: Array) -> Array:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from orthlin import _backend as be
 from orthlin._derivatives import basis_rule, polar_adjoint, polar_rule
-from orthlin._gram import approximate_root, basis, inverse_root
+from orthlin._gram import approximate_root, basis, inverse_root, wide
 from orthlin._polynomial import apply, converging, rank_filter
 from orthlin._scaling import scaled, times
 from orthlin.qr import MILD, thin_qr
@@ -70,11 +70,11 @@ def rooted(xp: Any, Q: Array, C: Array, way: Way) -> tuple[Array, Array | None, 
         return Q[..., :r], xp.zeros((r, C.shape[-2]), dtype=C.dtype, device=be.device(C)), C
     uncut = r == C.shape[-2]
     if method == "auto" and tol is not None and uncut:
-        return Q, approximate_root(xp, C, tol), C
+        return Q, approximate_root(xp, be.gram(xp, wide(xp, C)), tol), C
     if method == "auto" and be.is_host(C) and be.wide_dtype(xp, C) is not None:
         return _by_gram(xp, Q, C, r)
     if method == "auto" and uncut and _by_products(xp, C):
-        return Q, inverse_root(xp, C, _line(xp, Q, C)), C
+        return Q, inverse_root(xp, be.gram(xp, wide(xp, C)), _line(xp, Q, C)), C
     if method == "auto" and uncut and _narrow(xp, Q, C.shape[-1]):
         return Q, None, apply(xp, _near_one(xp, C), rank_filter(_line(xp, Q, C)), "newton_schulz")
     return _exact(xp, Q, C, r)

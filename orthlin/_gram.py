@@ -31,23 +31,28 @@ def basis(xp: Any, Y: Array, *, exact: bool) -> Array:
     With W = Y^H Y and L L^H = W + s I, K = L^-H: directions of Y below sqrt(s) are damped, and lifted again by the
     polish as far as they are more than rounding noise.  Without `exact` they stay damped.
     """
-    Y = _wide(xp, Y)
+    Y = wide(xp, Y)
     W = be.gram(xp, be.adjoint(xp, Y))
     one = be.eye_like(xp, W, W.shape[-1])
+    Q = Y @ damped_factor(xp, W, one)
+    return Q @ polish(xp, be.gram(xp, be.adjoint(xp, Q)), one) if exact else Q
+
+
+def damped_factor(xp: Any, W: Array, one: Array) -> Array:
+    """K for which Y K is orthonormal but for damped directions, W = Y^H Y; see :func:`basis`."""
     shift = _SHIFT * be.eps(xp, W) * _frobenius(xp, W) + 2.0 ** -be.exponent_bound(xp, W)  # zero is factored too
     L = be.cholesky(xp, W + be.convert(xp, shift, W.dtype) * one, definite=True)
-    Q = Y @ be.adjoint(xp, be.inv_lower(xp, L, one))
-    return Q @ _polish(xp, be.gram(xp, be.adjoint(xp, Q)), one) if exact else Q
+    return be.adjoint(xp, be.inv_lower(xp, L, one))
 
 
-def inverse_root(xp: Any, C: Array, line: float) -> Array:
-    """M with M C = msign(C), zero for singular values below `line` times the largest; in double precision.
+def inverse_root(xp: Any, S: Array, line: float) -> Array:
+    """M with M C = msign(C) for S = C C^H, zero for singular values of C below `line` times the largest.
 
-    With S = C C^H/t, F = (S + tau^2)^(-1/2) has no eigenvalue that depends on noise.  x = F S F^H, which is 2/3 where
-    the singular value is 2^(1/2) tau, is then sent to 0 or 1 by q(x), and M <- q(x) M keeps M S M^H = x whatever
+    With S divided by t, F = (S + tau^2)^(-1/2) has no eigenvalue that depends on noise.  x = F S F^H, which is 2/3
+    where the singular value is 2^(1/2) tau, is then sent to 0 or 1 by q(x), and M <- q(x) M keeps M S M^H = x whatever
     rounding has made of F.
     """
-    S, t = _normal(xp, _wide(xp, C), _top)
+    S, t = _normal(xp, S, _top)
     r = S.shape[-1]
     tau2 = (_BELOW_LINE * line) ** 2 / (2 * r**0.25)  # t exceeds the largest eigenvalue by up to r^(1/4)
     floor = tau2 / (1 + tau2)
@@ -59,9 +64,9 @@ def inverse_root(xp: Any, C: Array, line: float) -> Array:
     return M / t
 
 
-def approximate_root(xp: Any, C: Array, tol: float) -> Array:
-    """M for which M C has singular values within `tol` of one, those of C below tol/10 of its Schatten 4-norm less."""
-    S, t = _normal(xp, _wide(xp, C), _frobenius)
+def approximate_root(xp: Any, S: Array, tol: float) -> Array:
+    """M for which M C has singular values within `tol` of one, S = C C^H; less below tol/10 of C's Schatten 4-norm."""
+    S, t = _normal(xp, S, _frobenius)
     return _coupled(xp, S, be.eye_like(xp, S, S.shape[-1]), quintics(_LOWER * tol, tol)) / t
 
 
@@ -100,7 +105,7 @@ def _filter_step(xp: Any, state: tuple[Array, Array], step: Odd, *, last: bool, 
     return q @ M, x if last else q @ x @ q
 
 
-def _polish(xp: Any, W: Array, one: Array) -> Array:
+def polish(xp: Any, W: Array, one: Array) -> Array:
     """K for which Q K is orthonormal, W = Q^H Q: every step cubes how far a singular value is from one."""
     K, _ = be.repeat(xp, _polish_step, (one, W), (_NEWTON_SCHULZ,) * _POLISH_STEPS)
     return K
@@ -124,7 +129,8 @@ def _even(xp: Any, P: Array, step: Odd) -> Array:
     return be.add_product(xp, step[1], P, step[2], P, P)
 
 
-def _wide(xp: Any, x: Array) -> Array:
+def wide(xp: Any, x: Array) -> Array:
+    """Return `x` in double precision, where there is one."""
     return be.convert(xp, x, be.wide_dtype(xp, x) or be.working(xp, x).dtype)
 
 
@@ -137,8 +143,7 @@ def _frobenius(xp: Any, S: Array) -> Array:
     return xp.linalg.matrix_norm(S, keepdims=True)
 
 
-def _normal(xp: Any, C: Array, size: Callable[[Any, Array], Array]) -> tuple[Array, Array]:
-    """C C^H divided by the square of its size, a bound of the largest eigenvalue, and the root of that bound."""
-    S = be.gram(xp, C)
+def _normal(xp: Any, S: Array, size: Callable[[Any, Array], Array]) -> tuple[Array, Array]:
+    """S divided by its size, a bound of its largest eigenvalue, and the root of that bound."""
     t = size(xp, S) + 2.0 ** -be.exponent_bound(xp, S)  # zero is divided by it too
     return S / be.convert(xp, t, S.dtype), be.convert(xp, xp.sqrt(t), S.dtype)

@@ -18,7 +18,7 @@ LAYERS = (
     {"_bounds", "_newton", "_residuals"},
     {"_derivatives", "metrics", "sketch"},
     {"qr", "_polynomial", "_gram"},
-    {"rangefinder", "_factors", "_unitary"},
+    {"rangefinder", "_factors", "_shards", "_unitary"},
     {"polar"},
     {"lowrank"},
     {"_direction"},

@@ -108,13 +108,13 @@ def scaled(alpha: float, x: Array) -> Array:
     return x if isinstance(alpha, float) and alpha == 1 else alpha * x
 
 
-def column_squares(xp: Any, x: Array) -> Array:
-    """Squared norms of the columns, shape (..., 1, n), on devices in double precision where there is one.
+def column_squares(xp: Any, x: Array, *, double: bool = False) -> Array:
+    """Squared norms of the columns, shape (..., 1, n), on devices, or if asked, in double precision if there is one.
 
     torch on the CPU takes two to eight times as long for a norm along that axis, and fresh memory for all the
     squares costs as much: a few rows at a time, in one buffer.
     """
-    wide = None if is_host(x) else wide_dtype(xp, x)
+    wide = wide_dtype(xp, x) if double or not is_host(x) else None
     if wide is not None and compat.is_torch_array(x):
         import torch
 
