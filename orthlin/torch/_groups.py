@@ -16,7 +16,9 @@ from orthlin.errors import ArrayTypeError, DTypeError, OptionError, ShapeError
 from orthlin.schedules import Schedule
 from orthlin.torch import _adamw as adamw
 from orthlin.torch._adamw import is_matrix, tensor
-from orthlin.torch._update import DIAGNOSTICS, stream_name
+from orthlin.torch._notes import DIAGNOSTICS
+from orthlin.torch._sharded import made, right_factor
+from orthlin.torch._update import stream_name
 from orthlin.torch.views import MatrixView, default_view
 
 ALGORITHMS = ("auto", "orthogonal", "adamw")
@@ -50,8 +52,6 @@ def listed(param_group: Any, others: list[dict[str, Any]]) -> dict[str, Any]:
             raise ArrayTypeError(f"params: expected torch tensors, got {type(x).__qualname__}")
         if torch.nn.parameter.is_lazy(x):
             raise ShapeError("params: a parameter of a lazy module has no shape yet; run the model once first")
-        if any(kind.__name__ == "DTensor" for kind in type(x).__mro__):
-            raise ArrayTypeError("params: expected plain tensors, got a DTensor; sharded parameters are not supported")
     if any("param_names" in group for group in others) and not any(isinstance(item, tuple) for item in items):
         items = [(f"{len(others)}.{j}", p) for j, p in enumerate(items)]
     return {**{key: plain(value) for key, value in param_group.items() if key != "params"}, "params": items}
@@ -148,32 +148,33 @@ def makers(
 ) -> dict[str, Callable[[], Tensor]]:
     """How each tensor in the state of a parameter is made: those of its options and, of what it has, the others."""
     if not is_matrix(group, p):
-        made = cache(lambda: adamw.state_of(group, p))
+        whole = cache(lambda: adamw.state_of(group, p))
         more = ["max_exp_avg_sq"] if group["amsgrad"] or "max_exp_avg_sq" in have else []
-        return {key: partial(lambda key: made()[key], key) for key in ("step", "exp_avg", "exp_avg_sq", *more)}
+        return {key: partial(lambda key: whole()[key], key) for key in ("step", "exp_avg", "exp_avg_sq", *more)}
     if p.dtype not in _DTYPES:
         raise DTypeError(f"params: expected real or complex matrices, got {p.dtype}; leave others to 'adamw'")
-    dtype, device, shapes = _working(p), p.device, _stacks(view_of(group, p), tuple(p.shape))
+    dtype, device, view = _working(p), p.device, view_of(group, p)
+    shapes = _stacks(view, tuple(p.shape))
     count = sum(shape[0] for shape in shapes)
     found = {"skipped": lambda: torch.zeros(count, dtype=torch.int32, device=device)}
     if group["momentum"] or group["error_feedback"] or "momentum" in have:
-        found["momentum"] = lambda: torch.zeros(p.shape, dtype=dtype, device=device)
+        found["momentum"] = lambda: made(p, lambda x: torch.zeros(x.shape, dtype=dtype, device=device))
         found["fading"] = lambda: torch.ones(count, dtype=torch.float32, device=device)
     if dtype != p.dtype and group["master_weights"]:
-        found["master"] = lambda: p.detach().to(dtype, memory_format=torch.contiguous_format)
+        found["master"] = lambda: made(p, lambda x: x.to(dtype, memory_format=torch.contiguous_format))
     if group["diagnostics"] or "diagnostics" in have:
         found["diagnostics"] = lambda: torch.zeros(count, len(DIAGNOSTICS), dtype=torch.float32, device=device)
     for i, shape in enumerate(shapes):
         warm = recipe.warm_start and (group["scheduled_rank"] or recipe.width(shape) is not None)
         if warm or f"right_{i}" in have:
-            found[f"right_{i}"] = partial(_first_right, recipe, shape, dtype, device)
+            found[f"right_{i}"] = partial(_first_right, recipe, shape, dtype, p, view)
     return found
 
 
-def _first_right(recipe: Recipe, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    like = torch.zeros((), dtype=dtype, device=device)
+def _first_right(recipe: Recipe, shape: tuple[int, ...], dtype: torch.dtype, p: Tensor, view: MatrixView) -> Tensor:
+    like = torch.zeros((), dtype=dtype, device=p.device)
     right: Tensor = recipe.first_right(be.namespace(like), like.expand(shape), stream_name(shape))
-    return right.clone(memory_format=torch.contiguous_format)
+    return right_factor(right.clone(memory_format=torch.contiguous_format), p, view)
 
 
 def ready(state: dict[str, Any], group: dict[str, Any], p: Tensor, recipe: Recipe) -> None:

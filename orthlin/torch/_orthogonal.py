@@ -11,6 +11,7 @@ from orthlin._direction import Recipe
 from orthlin.errors import OptionError
 from orthlin.torch import _adamw as adamw
 from orthlin.torch._adamw import is_matrix, tensor
+from orthlin.torch._distributed import step_shards
 from orthlin.torch._groups import (
     check_rate,
     checked,
@@ -24,9 +25,11 @@ from orthlin.torch._groups import (
     scheduled,
     view_of,
 )
-from orthlin.torch._pieces import Batch, check_gradient, initializing, kind_of, options_of, pieces_of, values_of
+from orthlin.torch._notes import DIAGNOSTICS
+from orthlin.torch._pieces import Batch, Matrix, check_gradient, collect, initializing, options_of
+from orthlin.torch._sharded import is_sharded
 from orthlin.torch._state import Saved, fitting
-from orthlin.torch._update import DIAGNOSTICS, update
+from orthlin.torch._update import update
 
 DEFAULTS: dict[str, Any] = {
     "rank": None,
@@ -181,21 +184,24 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        batches, copies = self._ready()
+        batches, copies, sharded = self._ready()
         for batch in batches:
             update(batch)
         if copies:
             torch._foreach_copy_(*map(list, zip(*copies, strict=True)))
+        if sharded:
+            step_shards(sharded)
         return loss
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _ready(self) -> tuple[list[Batch], list[tuple[Tensor, Tensor]]]:
+    def _ready(self) -> tuple[list[Batch], list[tuple[Tensor, Tensor]], list[Matrix]]:
         """Step everything but the matrices, and list those: first what can be refused, then what is written.
 
-        The second list is of parameters, each with the copy that is stepped along in its place.
+        The second list is of parameters, each with the copy that is stepped along in its place, the third of what lies
+        on several processes.
         """
         if initializing(self.param_groups):
-            return [], []
+            return [], [], []
         inner = torch.optim.AdamW([torch.empty(0)])
         parts = map(adamw.part_of, self.param_groups)
         inner.param_groups, inner.state = [part for part in parts if part["params"]], self.state
@@ -208,9 +214,10 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
         adamw.step(inner)
         return self._batches(recipes)
 
-    def _batches(self, recipes: list[Recipe]) -> tuple[list[Batch], list[tuple[Tensor, Tensor]]]:
+    def _batches(self, recipes: list[Recipe]) -> tuple[list[Batch], list[tuple[Tensor, Tensor]], list[Matrix]]:
         batches: dict[Any, Batch] = {}
-        copies = []
+        copies: list[tuple[Tensor, Tensor]] = []
+        sharded = []
         for group, recipe in zip(self.param_groups, recipes, strict=True):
             group["rank"] = recipe.rank
             options, kind = options_of(group)
@@ -218,9 +225,9 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
             for p in group["params"]:
                 if p.grad is None or not is_matrix(group, p):
                     continue
-                weight = values_of(p, self.state[p])
-                if weight is not p:
-                    copies.append((p, weight))
-                for piece in pieces_of(p, weight, self.state[p], view_of(group, p)):
-                    batches.setdefault((kind_of(piece), recipe, kind), Batch([], recipe, options)).pieces.append(piece)
-        return list(batches.values()), copies
+                matrix = Matrix(p, self.state[p], view_of(group, p), recipe, options, kind)
+                if is_sharded(p):
+                    sharded.append(matrix)
+                else:
+                    collect(matrix, batches, copies)
+        return list(batches.values()), copies, sharded

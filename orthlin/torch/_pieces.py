@@ -9,6 +9,7 @@ from torch import Tensor
 from orthlin import _backend as be
 from orthlin._direction import Recipe
 from orthlin.errors import ArrayTypeError, DeviceError, DTypeError, NonFiniteError, ShapeError
+from orthlin.torch._sharded import Part, is_sharded, whole
 from orthlin.torch.views import MatrixView
 
 
@@ -23,6 +24,7 @@ class Piece(NamedTuple):
     skipped: Tensor
     fading: Any  # a tensor, or None without a momentum
     diagnostics: Tensor | None
+    part: Part | None = None
 
 
 def initializing(groups: list[dict[str, Any]]) -> bool:
@@ -31,7 +33,7 @@ def initializing(groups: list[dict[str, Any]]) -> bool:
     if not all((not isinstance(lr, Tensor) or be.is_host(lr)) and bool(lr == 0) for lr in rates):
         return False
     given = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-    return not any(g.layout is not torch.strided or g.is_meta or bool(g.any()) for g in given)
+    return not any(g.layout is not torch.strided or g.is_meta or bool(whole(g.any())) for g in given)
 
 
 def check_gradient(p: Tensor, state: dict[str, Any], matrix: bool, nonfinite: str) -> None:
@@ -45,11 +47,14 @@ def check_gradient(p: Tensor, state: dict[str, Any], matrix: bool, nonfinite: st
         raise DTypeError(f"grad: is {g.dtype} where its parameter is {p.dtype}; convert one of them")
     if g.device != p.device:
         raise DeviceError(f"grad: lives on {g.device}, its parameter on {p.device}; move one of them")
+    lies, belongs = ((x.device_mesh, x.placements) if is_sharded(x) else None for x in (g, p))
+    if lies != belongs:
+        raise ArrayTypeError(f"grad: lies as {lies} where its parameter lies as {belongs}; redistribute one of them")
     held = state.get("momentum", state.get("exp_avg", p))
     if g.shape != p.shape or held.shape != p.shape:
         shapes = ", ".join(str(tuple(x.shape)) for x in (g, held))
         raise ShapeError(f"params: gradient and state of a parameter of shape {tuple(p.shape)} have shapes {shapes}")
-    if matrix and nonfinite == "raise" and g.device.type == "cpu" and not bool(g.isfinite().all()):
+    if matrix and nonfinite == "raise" and g.device.type == "cpu" and not bool(whole(g.isfinite().all())):
         raise NonFiniteError("grad: holds NaN or infinity; remove or replace them first")
 
 
@@ -63,8 +68,10 @@ def values_of(p: Tensor, state: dict[str, Any]) -> Tensor:
     return p if p.ndim == 2 or p.is_contiguous() else p.contiguous()
 
 
-def pieces_of(p: Tensor, weight: Tensor, state: dict[str, Any], view: MatrixView) -> Iterator[Piece]:
-    """Split a parameter, whose values are in `weight`, its gradient and its state into matrices."""
+def pieces_of(
+    p: Tensor, weight: Tensor, state: dict[str, Any], view: MatrixView, parts: list[Part] | None = None
+) -> Iterator[Piece]:
+    """Split a parameter, whose values are in `weight`, its gradient and its state into matrices, or parts of them."""
     weights = view.view(weight)
     momenta = view.view(state["momentum"]) if "momentum" in state else [None] * len(weights)
     start = 0
@@ -72,7 +79,7 @@ def pieces_of(p: Tensor, weight: Tensor, state: dict[str, Any], view: MatrixView
         rows = slice(start, start + w.shape[0])
         start = rows.stop
         fading, noted = (state[key][rows] if key in state else None for key in ("fading", "diagnostics"))
-        yield Piece(g, w, m, state, f"right_{i}", state["skipped"][rows], fading, noted)
+        yield Piece(g, w, m, state, f"right_{i}", state["skipped"][rows], fading, noted, parts[i] if parts else None)
 
 
 _OPTIONS = (
@@ -89,12 +96,39 @@ class Batch(NamedTuple):
 
 
 def kind_of(piece: Piece) -> tuple[Any, ...]:
-    """What the pieces of a batch have in common: shape, dtypes, device, and which of their sides is contiguous."""
+    """What the pieces of a batch have in common: shape, dtypes, device, and which of their sides is contiguous.
+
+    Parts have their place in common, whatever their strides: every process must come to the same batches.
+    """
     w = piece.weight
-    return w.shape[1:], w.dtype, piece.gradient.dtype, w.device, w.stride(-2) < w.stride(-1), piece.momentum is None
+    lies = piece.part or (w.stride(-2) < w.stride(-1))
+    return w.shape[1:], w.dtype, piece.gradient.dtype, w.device, lies, piece.momentum is None
 
 
 def options_of(group: dict[str, Any]) -> tuple[dict[str, Any], tuple[Any, ...]]:
     """What the groups of a batch have in common beside their recipe, and its key; a tensor is its own kind."""
     options = {key: group[key] for key in _OPTIONS}
     return options, tuple(id(v) if isinstance(v, Tensor) else v for v in options.values())
+
+
+class Matrix(NamedTuple):
+    """A parameter of a step: its state, its view, and what its batches have in common."""
+
+    p: Tensor
+    state: dict[str, Any]
+    view: MatrixView
+    recipe: Recipe
+    options: dict[str, Any]
+    kind: tuple[Any, ...]
+
+
+def collect(
+    matrix: Matrix, batches: dict[Any, Batch], copies: list[tuple[Tensor, Tensor]], parts: list[Part] | None = None
+) -> None:
+    """Add the pieces of a parameter to batches, and itself to the copies if one is stepped along in its place."""
+    p, state, view, recipe, options, kind = matrix
+    weight = values_of(p, state)
+    if weight is not p:
+        copies.append((p, weight))
+    for piece in pieces_of(p, weight, state, view, parts):
+        batches.setdefault((kind_of(piece), recipe, kind), Batch([], recipe, options)).pieces.append(piece)

@@ -11,6 +11,7 @@ from torch import Tensor
 from orthlin._direction import Recipe
 from orthlin.errors import OptionError, OrthlinError
 from orthlin.torch._groups import checked, first_recipe, makers, plain, ready
+from orthlin.torch._sharded import placed
 
 Saved = list[tuple[Tensor, dict[str, Any]]]
 # What a state may lack: a new one goes on as the old one would have, but for rounding or a note.
@@ -105,4 +106,4 @@ def _copied(what: str, key: str, value: Any, like: Tensor, p: Tensor, near: Any)
             f"state_dict: {what} is {tuple(value.shape)} {value.dtype}, expected {tuple(like.shape)} {like.dtype}"
         )
     device = torch.device("cpu") if key == "step" and not near else p.device
-    return value.detach().to(device, like.dtype, copy=True)
+    return placed(value.detach().to(device, like.dtype, copy=True), like)

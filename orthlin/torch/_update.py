@@ -10,11 +10,12 @@ from torch import Tensor
 from orthlin import _backend as be
 from orthlin._direction import Direction, Recipe, faded, real_product
 from orthlin._scaling import Seen, seen
+from orthlin.torch._notes import note, spectrum
 from orthlin.torch._pieces import Batch, Piece
+from orthlin.torch._sums import Exchange
 
 _CACHE = 1 << 24  # bytes of a stack that stays in the cache of a host, on pages that have been written before
 _LEAST_DECAY = 1e-12  # far below the rounding of a weight, and its inverse far from overflow
-DIAGNOSTICS = ("captured", "stable_rank", "update_ratio")
 
 
 def stream_name(shape: tuple[int, ...]) -> str:
@@ -30,9 +31,10 @@ def update(batch: Batch) -> None:
 
 
 def _cached(pieces: list[Piece]) -> Iterator[list[Piece]]:
-    """Parts of a batch whose stack the host's cache holds; all of it on devices."""
+    """Parts of a batch whose stack the host's cache holds; all of it on devices, and if others have a share in it."""
     size = math.prod(pieces[0].weight.shape[1:]) * _dtype(pieces[0]).itemsize
-    if not be.is_host(pieces[0].weight) or size * sum(len(p.weight) for p in pieces) <= _CACHE:
+    together = pieces[0].part is not None or not be.is_host(pieces[0].weight)
+    if together or size * sum(len(p.weight) for p in pieces) <= _CACHE:
         yield pieces
         return
     part: list[Piece] = []
@@ -47,18 +49,12 @@ def _cached(pieces: list[Piece]) -> Iterator[list[Piece]]:
 def _update(pieces: list[Piece], recipe: Recipe, group: dict[str, Any]) -> None:
     counts = [p.weight.shape[0] for p in pieces]
     sizes = None if pieces[0].momentum is None or be.is_host(pieces[0].weight) else _sizes(pieces)
-    U, sight = (_fused if torch.compiler.is_compiling() else _stacked)(pieces, group)
-    xp, usual = be.namespace(U), be.is_host(U) and bool(sight.finite.all())
-    finite, bad = (None, None) if usual else (sight.finite.to(U.dtype), ~sight.finite)
-    step, name = group["step"], stream_name(U.shape)
-    right, r = None, recipe.width(U.shape, step)
-    if r is not None and recipe.warm_start:
-        right = torch.cat([recipe.resized(xp, p.state[p.right], r, step, name) for p in pieces])
+    directed = _directed if pieces[0].part is None else _directed_in_parts
+    U, d, moved, bad = directed(pieces, recipe, group, sizes)
+    finite = None if bad is None else d.finite.to(U.dtype)
     if not torch.compiler.is_compiling():
-        if bad is not None:
-            U.masked_fill_(bad, 0)
         _remember(pieces, list(U.split(counts)), group, finite)
-    d = recipe.direction(xp, U, right, step, name, sight)
+    xp = be.namespace(U)
     if d.right is not None:
         _keep_right(pieces, d.right.split(counts))
     if group["error_feedback"]:
@@ -71,17 +67,63 @@ def _update(pieces: list[Piece], recipe: Recipe, group: dict[str, Any]) -> None:
                 torch.baddbmm(U[rows], d.Q[rows], B[rows], alpha=beta - 1, out=out)
             if finite is not None:
                 _average([piece.momentum], [out], [finite[rows]])
-    known = _spectrum(d) if group["diagnostics"] else None
+    known = spectrum(d) if group["diagnostics"] else None
     rate, weight = _rate(pieces[0].weight.dtype == U.dtype, group)
     length = d.length * (rate if group["maximize"] else -rate)
     if pieces[0].fading is not None:
-        length = length * _fading(pieces, counts, d.finite, sizes, group["momentum"]).to(U.real.dtype)
+        length = length * _fading(pieces, counts, d.finite, moved, group["momentum"]).to(U.real.dtype)
     with be.products(U, recipe.precision):
         parts = _scaled(d, length, U, counts)
-    _note(pieces, parts, weight, known)
+    note(pieces, parts, weight, known)
     if bad is not None:
         torch._foreach_add_([p.skipped for p in pieces], bad[:, 0, 0].split(counts))
     _move(pieces, parts, rate, weight, finite, group)
+
+
+def _directed(
+    pieces: list[Piece], recipe: Recipe, group: dict[str, Any], sizes: Tensor | None
+) -> tuple[Tensor, Direction, Tensor | None, Tensor | None]:
+    """Stack, its direction, and of which of its matrices the gradient is not zero, and is not finite."""
+    U, sight = (_fused if torch.compiler.is_compiling() else _stacked)(pieces, group)
+    xp, step, name = be.namespace(U), group["step"], stream_name(U.shape)
+    right, r = None, recipe.width(U.shape, step)
+    if r is not None and recipe.warm_start:
+        right = torch.cat([recipe.resized(xp, p.state[p.right], r, step, name) for p in pieces])
+    bad = _bad(U, sight.finite)
+    return U, recipe.direction(xp, U, right, step, name, sight), _moved(pieces, sizes), bad
+
+
+def _directed_in_parts(
+    pieces: list[Piece], recipe: Recipe, group: dict[str, Any], sizes: Tensor | None
+) -> tuple[Tensor, Direction, Tensor | None, Tensor | None]:
+    """The same of parts of matrices, with the sums that take in the other parts."""
+    part: Any = pieces[0].part
+    U = _blends(pieces, group)
+    xp, step, name = be.namespace(U), group["step"], stream_name(part.shape)
+    right, r = None, recipe.width(part.shape, step) or 0
+    if recipe.warm_start:
+        right = torch.cat([recipe.resized(xp, p.state[p.right], r, step, name, part.columns) for p in pieces])
+    exchange = Exchange(_moved(pieces, sizes))
+    d = recipe.direction_on_shards(xp, U, right, step, name, exchange.shards(part))
+    return U, d, exchange.moved(), _bad(U, d.finite)
+
+
+def _bad(U: Tensor, finite: Tensor) -> Tensor | None:
+    """Which gradients are not finite, their matrices made zero; None if the host sees none."""
+    if be.is_host(U) and bool(finite.all()):
+        return None
+    bad = ~finite
+    if not torch.compiler.is_compiling():
+        U.masked_fill_(bad, 0)
+    return bad
+
+
+def _moved(pieces: list[Piece], sizes: Tensor | None) -> Tensor | None:
+    """Which gradients are not zero, (..., 1, 1), where that is needed."""
+    if pieces[0].fading is None:
+        return None
+    xp = be.namespace(pieces[0].gradient)
+    return torch.cat([be.nonzero(xp, p.gradient) for p in pieces]) if sizes is None else sizes != 0
 
 
 def _slices(pieces: list[Piece]) -> Iterator[tuple[Piece, slice]]:
@@ -120,6 +162,11 @@ def _blend(piece: Piece, group: dict[str, Any], out: Tensor | None = None) -> Te
 
 def _stacked(pieces: list[Piece], group: dict[str, Any]) -> tuple[Tensor, Seen]:
     """Blends in a stack, and what is seen of them."""
+    U = _blends(pieces, group)
+    return U, seen(be.namespace(U), U)
+
+
+def _blends(pieces: list[Piece], group: dict[str, Any]) -> Tensor:
     first, beta = pieces[0], group["momentum"]
     counts, (m, n) = [len(p.weight) for p in pieces], first.weight.shape[1:]
     U = torch.empty((sum(counts), m, n), dtype=_dtype(first), device=first.weight.device)
@@ -137,7 +184,7 @@ def _stacked(pieces: list[Piece], group: dict[str, Any]) -> tuple[Tensor, Seen]:
             torch._foreach_add_(parts, momenta)
         elif momenta:
             torch._foreach_lerp_(parts, momenta, beta**2 if group["nesterov"] else beta)
-    return U, seen(be.namespace(U), U)
+    return U
 
 
 def _fused(pieces: list[Piece], group: dict[str, Any]) -> tuple[Tensor, Seen]:
@@ -186,11 +233,9 @@ def _keep_right(pieces: list[Piece], rights: list[Tensor]) -> None:
             p.state[p.right] = new.clone()
 
 
-def _fading(pieces: list[Piece], counts: list[int], finite: Tensor, sizes: Tensor | None, beta: float) -> Tensor:
+def _fading(pieces: list[Piece], counts: list[int], finite: Tensor, moved: Tensor | None, beta: float) -> Tensor:
     """Share of a full step that each matrix goes."""
-    xp = be.namespace(finite)
-    moved = torch.cat([be.nonzero(xp, p.gradient) for p in pieces]) if sizes is None else sizes != 0
-    shares = faded(xp, torch.cat([p.fading for p in pieces]).view(-1, 1, 1), moved, beta, finite)
+    shares = faded(be.namespace(finite), torch.cat([p.fading for p in pieces]).view(-1, 1, 1), moved, beta, finite)
     torch._foreach_copy_([p.fading for p in pieces], list(shares.view(-1).split(counts)))
     return shares
 
@@ -242,31 +287,3 @@ def _move(
                 1 - lost * (real_product(be.namespace(O), O, w) < 0).to(O.real.dtype) if group["cautious"] else 1 - lost
             )
     torch._foreach_add_(weights, parts)
-
-
-def _note(pieces: list[Piece], parts: list[Tensor], weight: Any, known: Tensor | None) -> None:
-    """Write down what :meth:`diagnostics` reads."""
-    if known is None:
-        return
-    rows = known.split([len(O) for O in parts])
-    for piece, O, (captured, rank) in zip(pieces, parts, (x.unbind(1) for x in rows), strict=True):
-        sizes = [torch.linalg.vector_norm(x, dim=(-2, -1)) for x in (O, piece.weight)]
-        ratio = sizes[0] / sizes[1] * (1 if weight is None else weight)
-        if piece.diagnostics is not None:
-            piece.diagnostics.copy_(torch.stack([captured, rank, ratio], 1))
-
-
-def _spectrum(d: Direction) -> Tensor:
-    """Captured energy ||B||_F^2/||U||_F^2 and stable rank ||U||_F^2/||U||_2^2, a row for each matrix."""
-    if d.B is None:
-        return torch.full((d.X.shape[0], 2), torch.nan, dtype=torch.float32, device=d.X.device)
-    xp = be.namespace(d.X)
-    squares = be.column_squares(xp, d.X).sum(dim=(-2, -1))
-    wide = None if be.is_host(d.X) else be.wide_dtype(xp, d.X)  # on devices the entries are of any size
-    B = d.B.to(wide or d.B.dtype)
-    S = B @ B.mH
-    size = torch.linalg.matrix_norm(S, keepdim=True)
-    # ||S^8||_F / ||S^4||_F is the 4th power of the largest eigenvalue, up to 4th powers of the others' ratios to it
-    S4 = torch.linalg.matrix_power(S / size, 4)
-    top = (torch.linalg.matrix_norm(S4 @ S4) / torch.linalg.matrix_norm(S4)) ** 0.25 * size[:, 0, 0]
-    return torch.stack([S.diagonal(dim1=-2, dim2=-1).real.sum(-1) / squares, squares / top], 1)

@@ -1,0 +1,332 @@
+"""Sharded parameters: processes with parts of matrices make the update of one process."""
+
+import contextlib
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
+
+from orthlin.errors import NonFiniteError
+from orthlin.torch import LowRankMSGD, LowRankMuon, MatrixView, Muon
+from orthlin.torch.optim import PAPER
+
+WORLDS = (4, 2)
+STEPS = 3
+ROWS = (Shard(0),)
+SIZE = 2.0**-12
+WARM = {"rank": 4, "warm_start": True, "tail": "auto"}
+
+
+def matrix(shape, seed):
+    """Singular values that fall to 1/50."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=g, dtype=torch.float64).flatten(1)
+    U, _, V = torch.linalg.svd(x, full_matrices=False)
+    return (U * torch.logspace(0, -1.7, U.shape[-1]) @ V).reshape(shape)
+
+
+class Case:
+    """An optimizer of parameters, how these lie on a mesh, and the bytes of each collective of a step."""
+
+    def __init__(self, shapes, sums, placements=ROWS, mesh=None, view=None, make=LowRankMuon, **options):
+        self.shapes, self.sums, self.placements, self.mesh = shapes, sums, placements, mesh
+        self.view, self.make, self.dtype = view, make, options.pop("dtype", torch.float32)
+        self.options = {"lr": 0.1, **options}
+
+    def tensors(self, seed, noise=0.0, draw=0):
+        made = []
+        for i, shape in enumerate(self.shapes):
+            x = matrix(shape, seed + i)
+            if self.dtype.is_complex:
+                x = x * torch.exp(1j * matrix(shape, seed + i + 7))
+            off = torch.randn(shape, generator=torch.Generator().manual_seed(seed + i + 7 * draw), dtype=torch.float64)
+            made.append((x + noise * x.abs().square().mean().sqrt() * off).to(self.dtype))
+        return made
+
+    def optimizer(self, params):
+        return self.make([{"params": params, **({} if self.view is None else {"view": self.view})}], **self.options)
+
+    def run(self, lie=lambda x: x, record=contextlib.nullcontext, **noise):
+        """Parameters after some steps, and their optimizer."""
+        params = [nn.Parameter(lie(x)) for x in self.tensors(0, **noise)]
+        optimizer = self.optimizer(params)
+        for step in range(STEPS):
+            for p, g in zip(params, self.tensors(100 * step + 50, **noise), strict=True):
+                p.grad = lie(g)
+            with record():
+                optimizer.step()
+        return params, optimizer
+
+
+PAIR, WIDE = [(37, 20), (37, 20)], [(12, 40), (12, 40)]
+N = len(PAIR)
+# A step of N matrices m x n at rank r, rows cut: r^2 + n numbers in double precision, n only for a tail, and whether a
+# gradient moves; r^2 + r n in single.  Columns cut: m r, and r^2, in double precision.
+BY_ROWS = [N * 8 * (16 + 20 + 1), N * 4 * (16 + 80)]
+WIDE_BY_ROWS = [N * 8 * (16 + 40 + 1), N * 4 * (16 + 160)]
+BY_COLUMNS = [N * 8 * (12 * 4 + 1), N * 8 * 16]
+IN_FIRST = MatrixView(transposed=True)
+CASES = {
+    "paper": Case(PAIR, [N * 8 * (16 + 1 + 1), BY_ROWS[1]], rank=4, **PAPER),
+    "warm, tail": Case(PAIR, BY_ROWS, **WARM),
+    "replicated and cut": Case(PAIR, BY_ROWS, (Replicate(), Shard(0)), (2, 2), **WARM),
+    "columns": Case(WIDE, BY_COLUMNS, [Shard(1)], rank=4, tail="auto", warm_start=False),
+    "columns, warm, tail": Case(WIDE, BY_COLUMNS, [Shard(1)], **WARM),
+    "in first": Case([(20, 37)] * N, [N * 8 * (37 * 4 + 1), N * 8 * 16], view=IN_FIRST, **WARM),
+    "both sides": Case(
+        [(36, 20)] * N, [N * 8 * (18 * 4 + 1), N * 8 * (16 + 10 + 1), N * 4 * (16 + 40), N * 8 * 16],
+        (Shard(0), Shard(1)), (2, 2), **WARM
+    ),
+    "parts without rows": Case([(5, 20)] * N, [N * 8 * (4 + 20 + 1), N * 4 * (4 + 40)], **{**WARM, "rank": 2}),
+    "columns, parts without": Case([(20, 5)] * N, [N * 8 * (20 * 2 + 1), N * 8 * 4], [Shard(1)], **{**WARM, "rank": 2}),
+    "two shapes": Case([(37, 20), (12, 40), (37, 20), (12, 40)], [*BY_ROWS, *WIDE_BY_ROWS], **WARM),
+    "same parts of two shapes": Case([(37, 20), (40, 20)], 2 * [x // 2 for x in BY_ROWS], **WARM),
+    "nothing moves without a momentum": Case(
+        PAIR, [N * 8 * (16 + 1), BY_ROWS[1]], make=LowRankMSGD, rank=4
+    ),
+    "blocks beside the cut": Case(
+        [(20, 36)], [3 * 8 * (12 * 4 + 1), 3 * 8 * 16], view=MatrixView(transposed=True, splits=3), **WARM
+    ),
+    "kernels": Case([(18, 4, 3, 3)], [8 * (16 + 36 + 1), 4 * (16 + 144)], **WARM),
+    "masters": Case(PAIR, BY_ROWS, dtype=torch.bfloat16, weight_decay=0.1, **WARM),
+    "complex": Case(PAIR, [N * 8 * (32 + 20 + 1), 2 * BY_ROWS[1]], dtype=torch.complex64, **WARM),
+    "error feedback": Case(PAIR, BY_ROWS, nesterov=False, error_feedback=True, **WARM),
+    "cautious": Case(PAIR, BY_ROWS, cautious=True, weight_decay=0.1, **WARM),
+    "tolerance": Case(PAIR, BY_ROWS, tol=0.01, **WARM),
+    "rank that changes": Case(WIDE, None, [Shard(1)], **{**WARM, "rank": lambda step: 3 + step}),
+    "whole: full": Case(PAIR, [], make=Muon, weight_decay=0.1),
+    "whole: rank": Case([(37, 4)], [], **WARM),
+    "whole: power iterations": Case(PAIR, [], n_iter=1, **WARM),
+    "whole: columns of G": Case(PAIR, [], rank=4, warm_start=False, sketch="columns"),
+    "whole: nuclear": Case(WIDE, [], [Shard(1)], scale="nuclear", **WARM),
+    "whole: double": Case(PAIR, [], dtype=torch.float64, **WARM),
+    "whole: notes": Case(PAIR, [], diagnostics=True, **WARM),
+    "whole: blocks cut": Case([(36, 20)], [], view=MatrixView(splits=3), **WARM),
+    "whole: experts": Case([(3, 12, 20)], [], view=MatrixView(batch_ndim=1), **WARM),
+    "whole: kernels cut": Case([(18, 4, 3, 3)], [], [Shard(1)], **WARM),
+    "whole: cut twice": Case(PAIR, [], (Shard(0), Shard(0)), (2, 2), **WARM),
+    "whole: masters": Case(PAIR, [], make=Muon, dtype=torch.bfloat16),
+}  # fmt: skip
+
+
+def whole(x):
+    return (x.full_tensor() if isinstance(x, DTensor) else x).clone()
+
+
+def reduced(record):
+    """Have every sum note its bytes."""
+    plain = dist.all_reduce
+
+    def all_reduce(x, *args, **kwargs):
+        record.append(x.numel() * x.element_size())
+        return plain(x, *args, **kwargs)
+
+    dist.all_reduce = all_reduce
+
+
+def run(case, world, sums):
+    """Whole parameters and state after some steps, twice, the bytes of sums, and the number of collectives."""
+    mesh = init_device_mesh("cpu", case.mesh or (world,))
+    found = []
+    for _ in range(2):
+        sums.clear()
+        counts = []
+
+        @contextlib.contextmanager
+        def record(counts=counts):
+            mode = CommDebugMode()
+            with mode:
+                yield
+            counts.append(mode.get_total_counts())
+
+        params, optimizer = case.run(lambda x: distribute_tensor(x, mesh, case.placements), record=record)
+        state = [{key: whole(x) for key, x in optimizer.state[p].items()} for p in params]
+        found.append(([whole(p.detach()) for p in params], state))
+    return {"runs": found, "sums": list(sums), "collectives": counts}
+
+
+class Net(nn.Module):
+    """Two layers and a norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.norm, self.down = nn.Linear(20, 37), nn.LayerNorm(37), nn.Linear(37, 9)
+        for i, p in enumerate(self.parameters()):
+            p.data.copy_(matrix(p.shape, i) if p.ndim > 1 else torch.linspace(0.5, 1, len(p)))
+
+    def forward(self, x):
+        return self.down(torch.tanh(self.norm(self.up(x))))
+
+
+def net(mesh=None):
+    model = Net()
+    if mesh is not None:
+        for layer in (model.up, model.down, model):
+            fully_shard(layer, mesh=mesh)
+    return model, LowRankMuon(model.named_parameters(), lr=0.05, weight_decay=0.1, **WARM)
+
+
+def train(model, optimizer, steps, rank=0, world=1):
+    for step in steps:
+        x, y = (matrix((16, n), 10 * step + n).float() for n in (20, 9))
+        here = slice(16 * rank // world, 16 * (rank + 1) // world)
+        (model(x[here]) - y[here]).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def resumed(folder, world):
+    """Steps on a mesh from where those of the last, larger world ended, and the state that they leave."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    model, optimizer = net(init_device_mesh("cpu", (world,)) if world > 1 else None)
+    before = {4: None, 2: 4, 1: 2}[world]
+    if before:
+        states = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+        dcp.load(states, checkpoint_id=f"{folder}/checkpoint{before}", no_dist=world == 1)
+        set_state_dict(model, optimizer, model_state_dict=states["model"], optim_state_dict=states["optimizer"])
+    first = {4: 0, 2: 2, 1: 4}[world]
+    train(model, optimizer, range(first, first + 2), rank, world)
+    states = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+    dcp.save(states, checkpoint_id=f"{folder}/checkpoint{world}", no_dist=world == 1)
+    return [whole(p.detach()) for p in model.parameters()]
+
+
+def odd_gradients(world):
+    """What gradients do that are not finite, or zero, in one part only, and a rate of zero."""
+    mesh = init_device_mesh("cpu", (world,))
+    found = {}
+    for value in (torch.nan, 0.0):
+        for nonfinite in ("skip", "raise"):
+            params = [nn.Parameter(distribute_tensor(torch.zeros(37, 20), mesh, ROWS)) for _ in range(2)]
+            optimizer = LowRankMuon(params, lr=0.1, nonfinite=nonfinite, **WARM)
+            g = torch.zeros(37, 20)
+            g[3] = matrix((37, 20), 1)[3]
+            for p in params:
+                p.grad = distribute_tensor(g, mesh, ROWS)
+            optimizer.step()
+            before = [whole(p.detach()) for p in params]
+            g[36, 3] = value
+            params[0].grad = distribute_tensor(g, mesh, ROWS)
+            params[1].grad = distribute_tensor(torch.zeros(37, 20), mesh, ROWS)
+            refused = False
+            try:
+                optimizer.step()
+            except NonFiniteError:
+                refused = True
+            moved = [bool((whole(p.detach()) != x).any()) for p, x in zip(params, before, strict=True)]
+            fading = [round(optimizer.state[p]["fading"].item(), 4) for p in params]
+            found[str(value), nonfinite] = refused, moved, fading, int(optimizer.skipped())
+    optimizer.param_groups[0]["lr"] = 0.0
+    params[0].grad = distribute_tensor(torch.eye(37, 20), mesh, ROWS)
+    optimizer.step()
+    return found, optimizer.param_groups[0]["step"]
+
+
+def work(rank, world, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store{world}", rank=rank, world_size=world)
+    sums = []
+    reduced(sums)
+    results = {name: run(case, world, sums) for name, case in CASES.items() if world == 4 or not case.mesh}
+    results |= {"net": resumed(folder, world), "odd": odd_gradients(world)}
+    torch.save(results, f"{folder}/result{world}.{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where every process of every world has left its results."""
+    folder = str(tmp_path_factory.mktemp("worlds"))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch.distributed.checkpoint", "orthlin.torch"])
+    for world in WORLDS:
+        mp.start_processes(work, (world, folder), world, start_method="forkserver")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    return {world: [torch.load(Path(folder, f"result{world}.{i}")) for i in range(world)] for world in WORLDS}
+
+
+def distance(found, expected):
+    return max(torch.linalg.vector_norm((a - b).abs().double()).item() for a, b in zip(found, expected, strict=True))
+
+
+EVERY = [(name, world) for name, case in CASES.items() for world in WORLDS if world == 4 or not case.mesh]
+
+
+@pytest.mark.parametrize(("name", "world"), EVERY)
+def test_update_is_that_of_one_process(results, name, world):
+    case = CASES[name]
+    params, optimizer = case.run()
+    expected = [p.detach() for p in params]
+    exact = name.startswith("whole")
+    # The most that weights change, relative to a change of all that goes in.
+    noisy = [] if exact else [case.run(noise=SIZE, draw=i)[0] for i in range(4)]
+    condition = max((distance([p.detach() for p in params], expected) / SIZE for params in noisy), default=0.0)
+    for result in results[world]:
+        values, states = result[name]["runs"][0]
+        assert distance(values, expected) <= 4 * torch.finfo(case.dtype).eps * condition
+        for mine, others in zip(states, map(optimizer.state.get, params), strict=True):
+            assert list(mine) == list(others)
+            for key, value in others.items():
+                assert mine[key].shape == value.shape
+                assert mine[key].dtype == value.dtype
+                change = distance([mine[key].nan_to_num()], [value.nan_to_num()])
+                assert change <= 4 * torch.finfo(torch.float32).eps * condition / case.options["lr"]
+
+
+@pytest.mark.parametrize(("name", "world"), EVERY)
+def test_runs_and_processes_agree_bit_for_bit(results, name, world):
+    ((first, state),) = results[world][0][name]["runs"][:1]
+    for result in results[world]:
+        for values, states in result[name]["runs"]:
+            assert all(map(torch.equal, values, first))
+            for mine, others in zip(states, state, strict=True):
+                assert all(torch.equal(mine[key].nan_to_num(), others[key].nan_to_num()) for key in others)
+
+
+@pytest.mark.parametrize(("name", "world"), EVERY)
+def test_collectives_and_bytes_are_those_foretold(results, name, world):
+    case = CASES[name]
+    for result in results[world]:
+        found = result[name]
+        if case.sums is None:
+            assert len(found["sums"]) == 2 * STEPS
+        else:
+            assert found["sums"] == case.sums * STEPS
+        if name.startswith("whole"):
+            assert min(found["collectives"]) > 0
+        else:
+            assert sum(found["collectives"]) == len(found["sums"])
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_odd_gradients_are_seen_by_all(results, world):
+    for result in results[world]:
+        found, steps = result["odd"]
+        assert steps == 3
+        for nonfinite in ("skip", "raise"):
+            # the second gradient has become zero, in the first only what the other parts hold is not
+            assert found["0.0", nonfinite] == (False, [True, True], [1.0, 0.95], 0)
+        assert found["nan", "skip"] == (False, [False, True], [1.0, 0.95], 1)
+        assert found["nan", "raise"] == (True, [False, False], [1.0, 1.0], 0)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_training_goes_on_in_worlds_of_other_sizes(results, folder):
+    model, optimizer = net()
+    train(model, optimizer, range(6))
+    # Rounding of gradients, which AdamW divides by their size, made 8e-5; weights that start elsewhere made 1.
+    assert distance(resumed(folder, 1), [p.detach() for p in model.parameters()]) <= 1e-3
