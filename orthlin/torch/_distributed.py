@@ -5,35 +5,51 @@ two sums for all matrices of a shape that are cut alike.  Everything else is gat
 stepped along whole on every process.  Both give the update of one process.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from orthlin import _backend as be
 from orthlin.torch._pieces import Batch, Matrix, collect
-from orthlin.torch._sharded import Part, held, parts_of
+from orthlin.torch._sharded import Part, anywhere, held, parts_of
 from orthlin.torch._update import update
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def step_shards(matrices: list[Matrix]) -> None:
-    """Step parameters that are DTensors: first those whose parts are stepped along where they are, then the others."""
-    placed = [(matrix, _parts(matrix)) for matrix in matrices]
-    _step([(matrix, parts) for matrix, parts in placed if parts is not None])
-    for matrix, parts in placed:
-        if parts is None:
-            _step([(matrix, None)])
+    """Step parameters that are DTensors: first those whose parts are stepped along where they are, then the others.
+
+    Processes without a gradient take part for those that have one.
+    """
+    placed = [matrix._replace(parts=_parts(matrix), given=_given(matrix)) for matrix in matrices]
+    _step([x for x in placed if x.parts is not None and (x.p.grad is not None or _shared(x.parts))])
+    gathered = [x for x in placed if x.parts is None]
+    for mesh in dict.fromkeys(x.p.device_mesh for x in gathered):
+        mine = [x for x in gathered if x.p.device_mesh == mesh]
+        flags = anywhere(torch.stack([cast(Tensor, x.given).to(torch.int32) for x in mine]), mesh)
+        for matrix, given in zip(mine, flags.bool(), strict=True):
+            _step([matrix._replace(given=given)])
 
 
-def _step(placed: list[tuple[Matrix, list[Part] | None]]) -> None:
+def _given(matrix: Matrix) -> Tensor:
+    return torch.full((), matrix.p.grad is not None, device=matrix.p.device)
+
+
+def _shared(parts: list[Part]) -> bool:
+    return any(part.over_rows or part.over_columns for part in parts)
+
+
+def _step(matrices: list[Matrix]) -> None:
     batches: dict[Any, Batch] = {}
     copies: list[tuple[Tensor, Tensor]] = []
     holders = []
-    for matrix, parts in placed:
-        holder = held(matrix.p, matrix.state, gathered=parts is None)
+    for matrix in matrices:
+        holder = held(matrix.p, matrix.state, gathered=matrix.parts is None)
         holders.append(holder)
-        collect(matrix._replace(p=holder.tensor, state=holder.state), batches, copies, parts)
+        if matrix.parts is None:  # without a gradient on any process nothing moves, as if it were not finite
+            holder.tensor.grad = holder.tensor.grad.masked_fill(~cast(Tensor, matrix.given), torch.nan)
+        collect(matrix._replace(p=holder.tensor, state=holder.state), batches, copies)
     for batch in batches.values():
         update(batch)
     for p, values in copies:

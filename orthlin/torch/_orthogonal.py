@@ -26,8 +26,8 @@ from orthlin.torch._groups import (
     view_of,
 )
 from orthlin.torch._notes import DIAGNOSTICS
-from orthlin.torch._pieces import Batch, Matrix, check_gradient, collect, initializing, options_of
-from orthlin.torch._sharded import is_sharded
+from orthlin.torch._pieces import Batch, Matrix, check_finite, check_gradient, collect, initializing, options_of
+from orthlin.torch._sharded import is_sharded, takes_part
 from orthlin.torch._state import Saved, fitting
 from orthlin.torch._update import update
 
@@ -208,8 +208,9 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
         recipes = [recipe_of(scheduled(group, self._rank_schedule)) for group in self.param_groups]
         for group in self.param_groups:
             for p in group["params"]:
-                check_gradient(p, self.state.setdefault(p, {}), is_matrix(group, p), group["nonfinite"])
-        make_ready(self, self._rank_schedule, lambda p: p.grad is not None)
+                check_gradient(p, self.state.setdefault(p, {}), is_matrix(group, p))
+        check_finite(self.param_groups)
+        make_ready(self, self._rank_schedule, takes_part)
         adamw.check_step(inner)
         adamw.step(inner)
         return self._batches(recipes)
@@ -223,7 +224,7 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
             options, kind = options_of(group)
             group["step"] += 1
             for p in group["params"]:
-                if p.grad is None or not is_matrix(group, p):
+                if not takes_part(p) or not is_matrix(group, p):
                     continue
                 matrix = Matrix(p, self.state[p], view_of(group, p), recipe, options, kind)
                 if is_sharded(p):

@@ -9,7 +9,8 @@ from torch import Tensor
 from orthlin import _backend as be
 from orthlin._direction import Recipe
 from orthlin.errors import ArrayTypeError, DeviceError, DTypeError, NonFiniteError, ShapeError
-from orthlin.torch._sharded import Part, is_sharded, whole
+from orthlin.torch._adamw import is_matrix
+from orthlin.torch._sharded import Part, is_sharded, local, somewhere
 from orthlin.torch.views import MatrixView
 
 
@@ -25,6 +26,23 @@ class Piece(NamedTuple):
     fading: Any  # a tensor, or None without a momentum
     diagnostics: Tensor | None
     part: Part | None = None
+    given: Any = None  # whether there is a gradient, (b, 1, 1), where that differs between processes
+
+
+class Matrix(NamedTuple):
+    """A parameter of a step: its state, its view, what its batches have in common, and what is here of it.
+
+    `given` tells whether there is a gradient, where that differs between processes.
+    """
+
+    p: Tensor
+    state: dict[str, Any]
+    view: MatrixView
+    recipe: Recipe
+    options: dict[str, Any]
+    kind: tuple[Any, ...]
+    parts: list[Part] | None = None
+    given: Tensor | None = None
 
 
 def initializing(groups: list[dict[str, Any]]) -> bool:
@@ -32,11 +50,13 @@ def initializing(groups: list[dict[str, Any]]) -> bool:
     rates = [group["lr"] for group in groups]
     if not all((not isinstance(lr, Tensor) or be.is_host(lr)) and bool(lr == 0) for lr in rates):
         return False
-    given = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-    return not any(g.layout is not torch.strided or g.is_meta or bool(whole(g.any())) for g in given)
+    params = [p for group in groups for p in group["params"]]
+    given = [p.grad for p in params if p.grad is not None]
+    moves = any(g.layout is not torch.strided or g.is_meta or bool(local(g).any()) for g in given)
+    return not somewhere(moves, params)
 
 
-def check_gradient(p: Tensor, state: dict[str, Any], matrix: bool, nonfinite: str) -> None:
+def check_gradient(p: Tensor, state: dict[str, Any], matrix: bool) -> None:
     """Check that a gradient can be stepped along with the state that there is."""
     g = p.grad
     if g is None:
@@ -54,7 +74,14 @@ def check_gradient(p: Tensor, state: dict[str, Any], matrix: bool, nonfinite: st
     if g.shape != p.shape or held.shape != p.shape:
         shapes = ", ".join(str(tuple(x.shape)) for x in (g, held))
         raise ShapeError(f"params: gradient and state of a parameter of shape {tuple(p.shape)} have shapes {shapes}")
-    if matrix and nonfinite == "raise" and g.device.type == "cpu" and not bool(whole(g.isfinite().all())):
+
+
+def check_finite(groups: list[dict[str, Any]]) -> None:
+    """Check that gradients of matrices on the host are finite where that is asked for, all parts of them."""
+    asked = [(group, p) for group in groups if group["nonfinite"] == "raise" for p in group["params"]]
+    params = [p for group, p in asked if is_matrix(group, p) and p.device.type == "cpu"]
+    bad = any(p.grad is not None and not bool(local(p.grad).isfinite().all()) for p in params)
+    if somewhere(bad, params):
         raise NonFiniteError("grad: holds NaN or infinity; remove or replace them first")
 
 
@@ -68,10 +95,9 @@ def values_of(p: Tensor, state: dict[str, Any]) -> Tensor:
     return p if p.ndim == 2 or p.is_contiguous() else p.contiguous()
 
 
-def pieces_of(
-    p: Tensor, weight: Tensor, state: dict[str, Any], view: MatrixView, parts: list[Part] | None = None
-) -> Iterator[Piece]:
+def pieces_of(matrix: Matrix, weight: Tensor) -> Iterator[Piece]:
     """Split a parameter, whose values are in `weight`, its gradient and its state into matrices, or parts of them."""
+    p, state, view, parts, given = matrix.p, matrix.state, matrix.view, matrix.parts, matrix.given
     weights = view.view(weight)
     momenta = view.view(state["momentum"]) if "momentum" in state else [None] * len(weights)
     start = 0
@@ -79,7 +105,9 @@ def pieces_of(
         rows = slice(start, start + w.shape[0])
         start = rows.stop
         fading, noted = (state[key][rows] if key in state else None for key in ("fading", "diagnostics"))
-        yield Piece(g, w, m, state, f"right_{i}", state["skipped"][rows], fading, noted, parts[i] if parts else None)
+        part = None if parts is None else parts[i]
+        there = None if given is None else given.expand(len(w), 1, 1)
+        yield Piece(g, w, m, state, f"right_{i}", state["skipped"][rows], fading, noted, part, there)
 
 
 _OPTIONS = (
@@ -111,24 +139,12 @@ def options_of(group: dict[str, Any]) -> tuple[dict[str, Any], tuple[Any, ...]]:
     return options, tuple(id(v) if isinstance(v, Tensor) else v for v in options.values())
 
 
-class Matrix(NamedTuple):
-    """A parameter of a step: its state, its view, and what its batches have in common."""
-
-    p: Tensor
-    state: dict[str, Any]
-    view: MatrixView
-    recipe: Recipe
-    options: dict[str, Any]
-    kind: tuple[Any, ...]
-
-
-def collect(
-    matrix: Matrix, batches: dict[Any, Batch], copies: list[tuple[Tensor, Tensor]], parts: list[Part] | None = None
-) -> None:
+def collect(matrix: Matrix, batches: dict[Any, Batch], copies: list[tuple[Tensor, Tensor]]) -> None:
     """Add the pieces of a parameter to batches, and itself to the copies if one is stepped along in its place."""
-    p, state, view, recipe, options, kind = matrix
-    weight = values_of(p, state)
+    p, recipe = matrix.p, matrix.recipe
+    weight = values_of(p, matrix.state)
     if weight is not p:
         copies.append((p, weight))
-    for piece in pieces_of(p, weight, state, view, parts):
-        batches.setdefault((kind_of(piece), recipe, kind), Batch([], recipe, options)).pieces.append(piece)
+    for piece in pieces_of(matrix, weight):
+        key = kind_of(piece), recipe, matrix.kind
+        batches.setdefault(key, Batch([], recipe, matrix.options)).pieces.append(piece)

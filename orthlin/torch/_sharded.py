@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from orthlin.torch.views import MatrixView
 
@@ -12,6 +12,11 @@ from orthlin.torch.views import MatrixView
 def is_sharded(x: Any) -> bool:
     """Whether a tensor is a DTensor; its module is loaded where one is at hand, not before."""
     return any(kind.__name__ == "DTensor" for kind in type(x).__mro__)
+
+
+def takes_part(p: Tensor) -> bool:
+    """Whether a parameter is in a step: with a gradient, or if others may have one of their parts."""
+    return p.grad is not None or (is_sharded(p) and p.requires_grad)
 
 
 def whole(x: Tensor) -> Tensor:
@@ -54,6 +59,20 @@ def _assembled(part: Tensor, like: Tensor, placements: Any, shape: Any) -> Tenso
         part, like.device_mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride
     )
     return tensor
+
+
+def anywhere(flags: Tensor, mesh: Any) -> Tensor:
+    """Largest values on all processes of a mesh, in place."""
+    for i in range(mesh.ndim):
+        distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=mesh.get_group(i))
+    return flags
+
+
+def somewhere(flag: bool, params: list[Tensor]) -> bool:
+    """Whether a flag is set on any process that holds a part of a parameter: all of them wait for each other."""
+    for mesh in dict.fromkeys(p.device_mesh for p in params if is_sharded(p)):
+        flag = bool(anywhere(torch.tensor([flag], dtype=torch.int32, device=mesh.device_type), mesh))
+    return flag
 
 
 class Part(NamedTuple):
@@ -156,9 +175,9 @@ class Held(NamedTuple):
 
 
 def held(p: Tensor, state: dict[str, Any], *, gathered: bool) -> Held:
-    """Stand-in for a parameter in a step."""
+    """Stand-in for a parameter in a step; a gradient that is not here is zero."""
     get = whole if gathered else local
     tensor = get(p.detach())
-    tensor.grad = get(p.grad)
+    tensor.grad = get(made(p, torch.zeros_like) if p.grad is None else p.grad)
     taken = {key: get(x) if isinstance(x, Tensor) else x for key, x in state.items()}
     return Held(tensor, dict(taken), taken, p, state, gathered)

@@ -12,31 +12,42 @@ from orthlin.torch._sharded import Part
 
 
 class Exchange:
-    """The sums of a batch; whether a part of a gradient is not zero rides with the first of each side."""
+    """The sums of a batch; whether parts of a gradient are there, and not zero, rides with the first of each side.
 
-    def __init__(self, moved: Tensor | None) -> None:
-        self._moved = moved if moved is None else moved.to(torch.float64)
+    Matrices without a gradient on any process come out as if it were not finite: nothing of them moves.
+    """
+
+    def __init__(self, given: Tensor, moved: Tensor | None) -> None:
+        self._flags = [x.to(torch.float64) for x in (given, moved) if x is not None]
+        self._to_come = 0
 
     def shards(self, part: Part) -> Shards:
         """Sums over the processes of a part."""
         return Shards(part.shape, part.columns[1], self._over(part.over_rows), self._over(part.over_columns))
 
+    def given(self) -> Tensor:
+        """Which gradients are there, in any part."""
+        return self._flags[0] > 0
+
     def moved(self) -> Tensor | None:
         """Which gradients are not zero, in any part."""
-        return self._moved if self._moved is None else self._moved > 0
+        return self._flags[1] > 0 if len(self._flags) > 1 else None
 
     def _over(self, group: Any) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:
         if group is None:
             return here
-        riding = self._moved is not None
+        self._to_come += 1
+        riding = True
 
         def summed(arrays: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             nonlocal riding
             if not riding:
                 return added(arrays, group)
             riding = False
-            *sums, self._moved = added((*arrays, self._moved), group)
-            return tuple(sums)
+            self._to_come -= 1
+            sums = added((*arrays, *self._flags), group)
+            sums, self._flags = sums[: len(arrays)], list(sums[len(arrays) :])
+            return sums if self._to_come else tuple(x.masked_fill(~self.given(), torch.nan) for x in sums)
 
         return summed
 

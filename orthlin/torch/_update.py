@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -83,13 +83,13 @@ def _update(pieces: list[Piece], recipe: Recipe, group: dict[str, Any]) -> None:
 def _directed(
     pieces: list[Piece], recipe: Recipe, group: dict[str, Any], sizes: Tensor | None
 ) -> tuple[Tensor, Direction, Tensor | None, Tensor | None]:
-    """Stack, its direction, and of which of its matrices the gradient is not zero, and is not finite."""
+    """Stack, its direction, and of which of its matrices the gradient is not zero, and is there but not finite."""
     U, sight = (_fused if torch.compiler.is_compiling() else _stacked)(pieces, group)
     xp, step, name = be.namespace(U), group["step"], stream_name(U.shape)
     right, r = None, recipe.width(U.shape, step)
     if r is not None and recipe.warm_start:
         right = torch.cat([recipe.resized(xp, p.state[p.right], r, step, name) for p in pieces])
-    bad = _bad(U, sight.finite)
+    bad = _bad(U, sight.finite, _given(pieces))
     return U, recipe.direction(xp, U, right, step, name, sight), _moved(pieces, sizes), bad
 
 
@@ -103,19 +103,24 @@ def _directed_in_parts(
     right, r = None, recipe.width(part.shape, step) or 0
     if recipe.warm_start:
         right = torch.cat([recipe.resized(xp, p.state[p.right], r, step, name, part.columns) for p in pieces])
-    exchange = Exchange(_moved(pieces, sizes))
+    exchange = Exchange(cast(Tensor, _given(pieces)), _moved(pieces, sizes))
     d = recipe.direction_on_shards(xp, U, right, step, name, exchange.shards(part))
-    return U, d, exchange.moved(), _bad(U, d.finite)
+    return U, d, exchange.moved(), _bad(U, d.finite, exchange.given())
 
 
-def _bad(U: Tensor, finite: Tensor) -> Tensor | None:
-    """Which gradients are not finite, their matrices made zero; None if the host sees none."""
+def _bad(U: Tensor, finite: Tensor, given: Tensor | None) -> Tensor | None:
+    """Which gradients are there and not finite, their matrices made zero; None if the host sees none."""
     if be.is_host(U) and bool(finite.all()):
         return None
     bad = ~finite
     if not torch.compiler.is_compiling():
         U.masked_fill_(bad, 0)
-    return bad
+    return bad if given is None else bad & given
+
+
+def _given(pieces: list[Piece]) -> Tensor | None:
+    """Which matrices have a gradient, (..., 1, 1), None where all must have one."""
+    return None if pieces[0].given is None else torch.cat([p.given for p in pieces])
 
 
 def _moved(pieces: list[Piece], sizes: Tensor | None) -> Tensor | None:

@@ -90,6 +90,8 @@ class LowRankMuon(Orthogonal):
     only large temporary, unless entries are far out of range.  ``torch.compile(optimizer.step)`` compiles that, in
     the precision set for float32 products; autocast changes nothing.  A matrix whose gradient has become zero goes on
     for less than 1/(1 - beta) steps in all: each is beta times the one before.  A refused step has changed nothing.
+    DTensors (FSDP2, HSDP, tensor parallelism) make the step of one process, low rank where their rows or columns lie,
+    with two sums for all matrices of a shape, else gathered on every process; never compiled.
     Cost: 6 m n r flops a matrix and O((m + n) r^2); state: a momentum of m n and, for a warm start, r n numbers.  The
     least moves 8 m n numbers, 3 of them for the direction; on devices a step moves 22 m n, compiled 14 m n.
 
@@ -208,13 +210,9 @@ class LowRankMSGD(Orthogonal):
     schedule, nonfinite, master_weights, diagnostics, maximize, capturable, seed, adamw
         See :class:`LowRankMuon`.
 
-    Raises
-    ------
-    OptionError, RankError, ShapeError, DTypeError, ArrayTypeError
-        If an argument is not as described.
-
     Notes
     -----
+    Errors are those of :class:`LowRankMuon`.
     Cost: 6 m n r flops a matrix and O((m + n) r^2); the least moves 6 m n numbers, here 12 m n on devices.
 
     Examples

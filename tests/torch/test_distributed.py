@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -41,6 +41,7 @@ class Case:
     def __init__(self, shapes, sums, placements=ROWS, mesh=None, view=None, make=LowRankMuon, **options):
         self.shapes, self.sums, self.placements, self.mesh = shapes, sums, placements, mesh
         self.view, self.make, self.dtype = view, make, options.pop("dtype", torch.float32)
+        self.absent = options.pop("absent", None)
         self.options = {"lr": 0.1, **options}
 
     def tensors(self, seed, noise=0.0, draw=0):
@@ -56,13 +57,24 @@ class Case:
     def optimizer(self, params):
         return self.make([{"params": params, **({} if self.view is None else {"view": self.view})}], **self.options)
 
+    def gradient(self, g, i, step, lie):
+        """Gradient, absent of the second parameter where it is zero, of the third everywhere but at first."""
+        if self.absent is None or i == 0:
+            return lie(g)
+        if i == 2 and step > 0:
+            return None
+        if i == 1:
+            g.narrow(self.absent, 0, -(-g.shape[self.absent] // 2)).zero_()
+        g = lie(g)
+        return None if isinstance(g, DTensor) and not g.to_local().any() else g
+
     def run(self, lie=lambda x: x, record=contextlib.nullcontext, **noise):
         """Parameters after some steps, and their optimizer."""
         params = [nn.Parameter(lie(x)) for x in self.tensors(0, **noise)]
         optimizer = self.optimizer(params)
         for step in range(STEPS):
-            for p, g in zip(params, self.tensors(100 * step + 50, **noise), strict=True):
-                p.grad = lie(g)
+            for i, (p, g) in enumerate(zip(params, self.tensors(100 * step + 50, **noise), strict=True)):
+                p.grad = self.gradient(g, i, step, lie)
             with record():
                 optimizer.step()
         return params, optimizer
@@ -71,51 +83,66 @@ class Case:
 PAIR, WIDE = [(37, 20), (37, 20)], [(12, 40), (12, 40)]
 N = len(PAIR)
 # A step of N matrices m x n at rank r, rows cut: r^2 + n numbers in double precision, n only for a tail, and whether a
-# gradient moves; r^2 + r n in single.  Columns cut: m r, and r^2, in double precision.
-BY_ROWS = [N * 8 * (16 + 20 + 1), N * 4 * (16 + 80)]
-WIDE_BY_ROWS = [N * 8 * (16 + 40 + 1), N * 4 * (16 + 160)]
-BY_COLUMNS = [N * 8 * (12 * 4 + 1), N * 8 * 16]
+# gradient is there and moves; r^2 + r n in single.  Columns cut: m r, and r^2, in double precision.
+BY_ROWS = [N * 8 * (16 + 20 + 2), N * 4 * (16 + 80)]
+WIDE_BY_ROWS = [N * 8 * (16 + 40 + 2), N * 4 * (16 + 160)]
+BY_COLUMNS = [N * 8 * (12 * 4 + 2), N * 8 * 16]
+BY_BOTH = [N * 8 * (18 * 4 + 2), N * 8 * (16 + 10 + 2), N * 4 * (16 + 40), N * 8 * 16]  # halves of 36 x 20
+# What is gathered: whether there is a gradient, of all parameters on a side of the mesh.
+GATHERED = [N * 4]
 IN_FIRST = MatrixView(transposed=True)
 CASES = {
-    "paper": Case(PAIR, [N * 8 * (16 + 1 + 1), BY_ROWS[1]], rank=4, **PAPER),
+    "paper": Case(PAIR, [N * 8 * (16 + 1 + 2), BY_ROWS[1]], rank=4, **PAPER),
     "warm, tail": Case(PAIR, BY_ROWS, **WARM),
     "replicated and cut": Case(PAIR, BY_ROWS, (Replicate(), Shard(0)), (2, 2), **WARM),
     "columns": Case(WIDE, BY_COLUMNS, [Shard(1)], rank=4, tail="auto", warm_start=False),
     "columns, warm, tail": Case(WIDE, BY_COLUMNS, [Shard(1)], **WARM),
-    "in first": Case([(20, 37)] * N, [N * 8 * (37 * 4 + 1), N * 8 * 16], view=IN_FIRST, **WARM),
+    "in first": Case([(20, 37)] * N, [N * 8 * (37 * 4 + 2), N * 8 * 16], view=IN_FIRST, **WARM),
     "both sides": Case(
-        [(36, 20)] * N, [N * 8 * (18 * 4 + 1), N * 8 * (16 + 10 + 1), N * 4 * (16 + 40), N * 8 * 16],
-        (Shard(0), Shard(1)), (2, 2), **WARM
+        [(36, 20)] * N, BY_BOTH, (Shard(0), Shard(1)), (2, 2), **WARM
     ),
-    "parts without rows": Case([(5, 20)] * N, [N * 8 * (4 + 20 + 1), N * 4 * (4 + 40)], **{**WARM, "rank": 2}),
-    "columns, parts without": Case([(20, 5)] * N, [N * 8 * (20 * 2 + 1), N * 8 * 4], [Shard(1)], **{**WARM, "rank": 2}),
+    "parts without rows": Case([(5, 20)] * N, [N * 8 * (4 + 20 + 2), N * 4 * (4 + 40)], **{**WARM, "rank": 2}),
+    "columns, parts without": Case([(20, 5)] * N, [N * 8 * (20 * 2 + 2), N * 8 * 4], [Shard(1)], **{**WARM, "rank": 2}),
     "two shapes": Case([(37, 20), (12, 40), (37, 20), (12, 40)], [*BY_ROWS, *WIDE_BY_ROWS], **WARM),
     "same parts of two shapes": Case([(37, 20), (40, 20)], 2 * [x // 2 for x in BY_ROWS], **WARM),
     "nothing moves without a momentum": Case(
-        PAIR, [N * 8 * (16 + 1), BY_ROWS[1]], make=LowRankMSGD, rank=4
+        PAIR, [N * 8 * (16 + 1 + 1), BY_ROWS[1]], make=LowRankMSGD, rank=4
     ),
     "blocks beside the cut": Case(
-        [(20, 36)], [3 * 8 * (12 * 4 + 1), 3 * 8 * 16], view=MatrixView(transposed=True, splits=3), **WARM
+        [(20, 36)], [3 * 8 * (12 * 4 + 2), 3 * 8 * 16], view=MatrixView(transposed=True, splits=3), **WARM
     ),
-    "kernels": Case([(18, 4, 3, 3)], [8 * (16 + 36 + 1), 4 * (16 + 144)], **WARM),
+    "kernels": Case([(18, 4, 3, 3)], [8 * (16 + 36 + 2), 4 * (16 + 144)], **WARM),
     "masters": Case(PAIR, BY_ROWS, dtype=torch.bfloat16, weight_decay=0.1, **WARM),
-    "complex": Case(PAIR, [N * 8 * (32 + 20 + 1), 2 * BY_ROWS[1]], dtype=torch.complex64, **WARM),
+    "complex": Case(PAIR, [N * 8 * (32 + 20 + 2), 2 * BY_ROWS[1]], dtype=torch.complex64, **WARM),
     "error feedback": Case(PAIR, BY_ROWS, nesterov=False, error_feedback=True, **WARM),
     "cautious": Case(PAIR, BY_ROWS, cautious=True, weight_decay=0.1, **WARM),
     "tolerance": Case(PAIR, BY_ROWS, tol=0.01, **WARM),
+    "absent": Case([(37, 20)] * 3, [4, *(3 * x // N for x in BY_ROWS)], absent=0, nonfinite="raise", **WARM),
+    "absent, columns": Case([(12, 40)] * 3, [3 * x // N for x in BY_COLUMNS], [Shard(1)], absent=1, **WARM),
+    "absent, both sides": Case(
+        [(36, 20)] * 3, [3 * x // N for x in BY_BOTH], (Shard(0), Shard(1)), (2, 2), absent=0, **WARM
+    ),
+    "absent, one of both sides": Case(
+        [(36, 20)] * 3, [3 * x // N for x in BY_BOTH], (Shard(0), Shard(1)), (2, 2), absent=1, **WARM
+    ),
+    "absent, error feedback": Case(
+        [(37, 20)] * 3, [3 * x // N for x in BY_ROWS], absent=0, nesterov=False, error_feedback=True, **WARM
+    ),
+    "whole: absent": Case([(37, 20)] * 3, [3 * 4], make=Muon, absent=0),
+    "whole: absent, masters": Case([(37, 20)] * 3, [3 * 4], make=Muon, absent=0, dtype=torch.bfloat16),
     "rank that changes": Case(WIDE, None, [Shard(1)], **{**WARM, "rank": lambda step: 3 + step}),
-    "whole: full": Case(PAIR, [], make=Muon, weight_decay=0.1),
-    "whole: rank": Case([(37, 4)], [], **WARM),
-    "whole: power iterations": Case(PAIR, [], n_iter=1, **WARM),
-    "whole: columns of G": Case(PAIR, [], rank=4, warm_start=False, sketch="columns"),
-    "whole: nuclear": Case(WIDE, [], [Shard(1)], scale="nuclear", **WARM),
-    "whole: double": Case(PAIR, [], dtype=torch.float64, **WARM),
-    "whole: notes": Case(PAIR, [], diagnostics=True, **WARM),
-    "whole: blocks cut": Case([(36, 20)], [], view=MatrixView(splits=3), **WARM),
-    "whole: experts": Case([(3, 12, 20)], [], view=MatrixView(batch_ndim=1), **WARM),
-    "whole: kernels cut": Case([(18, 4, 3, 3)], [], [Shard(1)], **WARM),
-    "whole: cut twice": Case(PAIR, [], (Shard(0), Shard(0)), (2, 2), **WARM),
-    "whole: masters": Case(PAIR, [], make=Muon, dtype=torch.bfloat16),
+    "whole: full": Case(PAIR, GATHERED, make=Muon, weight_decay=0.1),
+    "whole: rank": Case([(37, 4)], [4], **WARM),
+    "whole: power iterations": Case(PAIR, GATHERED, n_iter=1, **WARM),
+    "whole: columns of G": Case(PAIR, GATHERED, rank=4, warm_start=False, sketch="columns"),
+    "whole: nuclear": Case(WIDE, GATHERED, [Shard(1)], scale="nuclear", **WARM),
+    "whole: double": Case(PAIR, GATHERED, dtype=torch.float64, **WARM),
+    "whole: notes": Case(PAIR, GATHERED, diagnostics=True, **WARM),
+    "whole: blocks cut": Case([(36, 20)], [4], view=MatrixView(splits=3), **WARM),
+    "whole: experts": Case([(3, 12, 20)], [4], view=MatrixView(batch_ndim=1), **WARM),
+    "whole: kernels cut": Case([(18, 4, 3, 3)], [4], [Shard(1)], **WARM),
+    "whole: cut twice": Case(PAIR, 2 * GATHERED, (Shard(0), Shard(0)), (2, 2), **WARM),
+    "whole: masters": Case(PAIR, GATHERED, make=Muon, dtype=torch.bfloat16),
 }  # fmt: skip
 
 
@@ -168,37 +195,83 @@ class Net(nn.Module):
         return self.down(torch.tanh(self.norm(self.up(x))))
 
 
-def net(mesh=None):
+def net(mesh=None, noise=0.0):
+    """Model and optimizer; AdamW divides by no less than 0.01, so that it is as smooth as the rest."""
     model = Net()
+    for p in model.parameters():
+        p.data.mul_(1 + noise * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
     if mesh is not None:
         for layer in (model.up, model.down, model):
             fully_shard(layer, mesh=mesh)
-    return model, LowRankMuon(model.named_parameters(), lr=0.05, weight_decay=0.1, **WARM)
+    return model, LowRankMuon(model.named_parameters(), lr=0.05, weight_decay=0.1, adamw={"eps": 0.01}, **WARM)
 
 
-def train(model, optimizer, steps, rank=0, world=1):
+def train(model, optimizer, steps, rank=0, world=1, noise=0.0):
     for step in steps:
         x, y = (matrix((16, n), 10 * step + n).float() for n in (20, 9))
         here = slice(16 * rank // world, 16 * (rank + 1) // world)
         (model(x[here]) - y[here]).square().mean().backward()
+        for p in model.parameters() if noise else ():
+            off = torch.randn(p.shape, generator=torch.Generator().manual_seed(step + p.numel()))
+            p.grad.add_(noise * p.grad.square().mean().sqrt() * off)
         optimizer.step()
         optimizer.zero_grad()
 
 
+def values(model, optimizer):
+    """Whole parameters and state."""
+    return [
+        {"p": whole(p.detach()), **{key: whole(x) for key, x in optimizer.state[p].items()}} for p in model.parameters()
+    ]
+
+
+def states_of(model, optimizer, options=None):
+    return dict(zip(("model", "optimizer"), get_state_dict(model, optimizer, options=options), strict=True))
+
+
+def load(model, optimizer, where, options=None):
+    states = states_of(model, optimizer, options)
+    dcp.load(states, checkpoint_id=where, no_dist=not dist.is_initialized())
+    given = {"model_state_dict": states["model"], "optim_state_dict": states["optimizer"]}
+    set_state_dict(model, optimizer, **given, options=options)
+
+
 def resumed(folder, world):
-    """Steps on a mesh from where those of the last, larger world ended, and the state that they leave."""
+    """Steps on a mesh from where those of the last, larger world ended: what was loaded, and where they end."""
     rank = dist.get_rank() if dist.is_initialized() else 0
     model, optimizer = net(init_device_mesh("cpu", (world,)) if world > 1 else None)
     before = {4: None, 2: 4, 1: 2}[world]
     if before:
-        states = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
-        dcp.load(states, checkpoint_id=f"{folder}/checkpoint{before}", no_dist=world == 1)
-        set_state_dict(model, optimizer, model_state_dict=states["model"], optim_state_dict=states["optimizer"])
+        load(model, optimizer, f"{folder}/checkpoint{before}")
+    loaded = values(model, optimizer)
     first = {4: 0, 2: 2, 1: 4}[world]
     train(model, optimizer, range(first, first + 2), rank, world)
-    states = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
-    dcp.save(states, checkpoint_id=f"{folder}/checkpoint{world}", no_dist=world == 1)
-    return [whole(p.detach()) for p in model.parameters()]
+    dcp.save(states_of(model, optimizer), checkpoint_id=f"{folder}/checkpoint{world}", no_dist=world == 1)
+    return {"loaded": loaded, "end": values(model, optimizer)}
+
+
+FORMS = {
+    "parts": StateDictOptions(),
+    "whole": StateDictOptions(full_state_dict=True),
+    "flat": StateDictOptions(flatten_optimizer_state_dict=True),
+}
+
+
+def interrupted(folder, world):
+    """Where a run ends, and others of the same world that have loaded what it saved on its way, in every form."""
+    mesh, rank = init_device_mesh("cpu", (world,)), dist.get_rank()
+    model, optimizer = net(mesh)
+    train(model, optimizer, range(2), rank, world)
+    for form, options in FORMS.items():
+        dcp.save(states_of(model, optimizer, options), checkpoint_id=f"{folder}/{world}{form}")
+    train(model, optimizer, range(2, 4), rank, world)
+    ends = {}
+    for form, options in FORMS.items():
+        again, other = net(mesh, noise=0.1)
+        load(again, other, f"{folder}/{world}{form}", options)
+        train(again, other, range(2, 4), rank, world)
+        ends[form] = values(again, other)
+    return values(model, optimizer), ends
 
 
 def odd_gradients(world):
@@ -228,6 +301,9 @@ def odd_gradients(world):
             found[str(value), nonfinite] = refused, moved, fading, int(optimizer.skipped())
     optimizer.param_groups[0]["lr"] = 0.0
     params[0].grad = distribute_tensor(torch.eye(37, 20), mesh, ROWS)
+    params[1].grad = None
+    if dist.get_rank() > 0:
+        params[0].grad = None
     optimizer.step()
     return found, optimizer.param_groups[0]["step"]
 
@@ -238,7 +314,7 @@ def work(rank, world, folder):
     sums = []
     reduced(sums)
     results = {name: run(case, world, sums) for name, case in CASES.items() if world == 4 or not case.mesh}
-    results |= {"net": resumed(folder, world), "odd": odd_gradients(world)}
+    results |= {"net": resumed(folder, world), "same": interrupted(folder, world), "odd": odd_gradients(world)}
     torch.save(results, f"{folder}/result{world}.{rank}")
     dist.destroy_process_group()
 
@@ -307,7 +383,7 @@ def test_collectives_and_bytes_are_those_foretold(results, name, world):
         else:
             assert found["sums"] == case.sums * STEPS
         if name.startswith("whole"):
-            assert min(found["collectives"]) > 0
+            assert min(found["collectives"]) > len(case.sums)
         else:
             assert sum(found["collectives"]) == len(found["sums"])
 
@@ -324,9 +400,29 @@ def test_odd_gradients_are_seen_by_all(results, world):
         assert found["nan", "raise"] == (True, [False, False], [1.0, 1.0], 0)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("world", WORLDS)
+def test_training_goes_on_bit_for_bit(results, world, form):
+    for result in results[world]:
+        end, ends = result["same"]
+        for mine, others in zip(ends[form], end, strict=True):
+            assert list(mine) == list(others)
+            assert all(torch.equal(mine[key], others[key]) for key in others)
+
+
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_training_goes_on_in_worlds_of_other_sizes(results, folder):
-    model, optimizer = net()
-    train(model, optimizer, range(6))
-    # Rounding of gradients, which AdamW divides by their size, made 8e-5; weights that start elsewhere made 1.
-    assert distance(resumed(folder, 1), [p.detach() for p in model.parameters()]) <= 1e-3
+    def run(noise):
+        model, optimizer = net(noise=noise)
+        train(model, optimizer, range(6), noise=noise)
+        return [p.detach() for p in model.parameters()]
+
+    expected = run(0.0)
+    condition = max(distance(run(noise), expected) for noise in (SIZE, -SIZE)) / SIZE
+    last = resumed(folder, 1)
+    # Gradients, averages of 16 rows in another order, differ by some eps of their own size before any step does.
+    assert distance([x["p"] for x in last["end"]], expected) <= 16 * torch.finfo(torch.float32).eps * condition
+    for world, loaded in ((4, results[2][0]["net"]["loaded"]), (2, last["loaded"])):
+        for mine, others in zip(loaded, results[world][0]["net"]["end"], strict=True):
+            assert list(mine) == list(others)
+            assert all(torch.equal(mine[key], others[key]) for key in others)
