@@ -3,7 +3,8 @@
 Everything large stays where it is.  With A cut into parts A_ij along its rows and columns, the sketch A Omega is a sum
 over the parts of a row, its Gram matrix W and the block C = Q^H A are sums over those of a column, and the Gram matrix
 C C^H again is one over those of a row: matrices cut along one side need two sums, none larger than r (m + r) or
-r (n + r) numbers.  No value is looked at before it is a sum, which all processes have alike, and no decision is taken.
+r (n + r) numbers.  Of an average of matrices over copies, A Omega and Q^H A are averages too, and all there is to
+send.  No value is looked at before it is a sum, which all processes have alike, and no decision is taken.
 """
 
 from collections.abc import Callable
@@ -25,13 +26,15 @@ class Shards(NamedTuple):
     """Where the parts of matrices of a shape lie: the columns that are here, and sums over the parts of a side.
 
     `over_rows` sums over all parts with these columns, `over_columns` over all parts with these rows, by default of one
-    part; the arrays of a call have leading dimensions in common.
+    part; `over_copies` averages over matrices whose average is meant.  The arrays of a call have leading dimensions in
+    common.
     """
 
     shape: tuple[int, ...]
     columns: slice = slice(None)
     over_rows: Sum = here
     over_columns: Sum = here
+    over_copies: Sum = here
 
 
 class Factors(NamedTuple):
@@ -61,8 +64,9 @@ def factors(
     s = be.safe_factor(xp, A)
     Y = be.large_product(xp, be.reduced(xp, A, precision), be.adjoint(xp, rows) * s, precision=precision)
     squares = be.column_squares(xp, A, double=True)
-    (Y,) = shards.over_columns((wide(xp, Y) / wide(xp, s),))
     squares = squares if tail else xp.sum(squares, axis=-1, keepdims=True)
+    (Y,) = shards.over_columns((wide(xp, Y) / wide(xp, s),))
+    Y, squares = shards.over_copies((Y, squares))
     N, squares = shards.over_rows((be.gram(xp, be.adjoint(xp, Y)), squares))
     finite = xp.isfinite(xp.sum(xp.abs(N), axis=(-2, -1), keepdims=True))
     Y, N, squares = (xp.where(finite, x, xp.zeros_like(x)) for x in (Y, N, squares))
@@ -74,6 +78,7 @@ def factors(
     C = be.large_product(xp, be.adjoint(xp, be.convert(xp, Q, A.dtype) * s), large, precision=precision)
     # What the columns of Q lack of being orthonormal rides with the block: as a number next to one, in its precision.
     N, C = shards.over_rows((be.convert(xp, be.gram(xp, be.adjoint(xp, Q)), A.dtype), C))
+    (C,) = shards.over_copies((C,))
     K = polish(xp, wide(xp, N), one)
     C = be.adjoint(xp, K) @ wide(xp, C) / wide(xp, s)
     (S,) = shards.over_columns((be.gram(xp, C),))

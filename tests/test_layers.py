@@ -25,6 +25,7 @@ LAYERS = (
     {"steppers"},
     {"jax", "torch.views"},
     {"torch._adamw", "torch._blocks", "torch._maps", "torch._sharded"},
+    {"torch._copies"},
     {"torch._pieces"},
     {"torch._notes", "torch._sums"},
     {"torch._update"},

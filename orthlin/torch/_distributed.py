@@ -1,8 +1,9 @@
-"""Steps of parameters that lie on several processes, DTensors of FSDP2, HSDP and tensor parallelism.
+"""Steps of parameters that lie on several processes: DTensors, or copies with gradients of their own.
 
 Where the matrices of a parameter are cut along rows or columns, a low-rank direction is made where its parts are, with
 two sums for all matrices of a shape that are cut alike.  Everything else is gathered, parameter by parameter, and
-stepped along whole on every process.  Both give the update of one process.
+stepped along whole on every process.  Of copies the products are averaged in place of the gradients; those of matrices
+that need a full direction are averaged themselves.  All of it gives the update of one process.
 """
 
 from typing import Any, cast
@@ -12,24 +13,30 @@ from torch import Tensor
 
 from orthlin import _backend as be
 from orthlin.torch._pieces import Batch, Matrix, collect
-from orthlin.torch._sharded import Part, anywhere, held, parts_of
+from orthlin.torch._sharded import Part, anywhere, held, is_sharded, parts_of, sides
+from orthlin.torch._sums import added
 from orthlin.torch._update import update
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def step_shards(matrices: list[Matrix]) -> None:
-    """Step parameters that are DTensors: first those whose parts are stepped along where they are, then the others.
+    """Step such parameters: first those whose parts are stepped along where they are, then the others.
 
     Processes without a gradient take part for those that have one.
     """
     placed = [matrix._replace(parts=_parts(matrix), given=_given(matrix)) for matrix in matrices]
     _step([x for x in placed if x.parts is not None and (x.p.grad is not None or _shared(x.parts))])
     gathered = [x for x in placed if x.parts is None]
-    for mesh in dict.fromkeys(x.p.device_mesh for x in gathered):
-        mine = [x for x in gathered if x.p.device_mesh == mesh]
-        flags = anywhere(torch.stack([cast(Tensor, x.given).to(torch.int32) for x in mine]), mesh)
+    for place in dict.fromkeys(map(_place, gathered)):
+        mine = [x for x in gathered if _place(x) == place]
+        groups = sides(place) if is_sharded(mine[0].p) else [place]
+        flags = anywhere(torch.stack([cast(Tensor, x.given).to(torch.int32) for x in mine]), groups)
         for matrix, given in zip(mine, flags.bool(), strict=True):
             _step([matrix._replace(given=given)])
+
+
+def _place(matrix: Matrix) -> Any:
+    return matrix.p.device_mesh if is_sharded(matrix.p) else matrix.copies
 
 
 def _given(matrix: Matrix) -> Tensor:
@@ -37,7 +44,7 @@ def _given(matrix: Matrix) -> Tensor:
 
 
 def _shared(parts: list[Part]) -> bool:
-    return any(part.over_rows or part.over_columns for part in parts)
+    return any(part.over_rows or part.over_columns or part.over_copies for part in parts)
 
 
 def _step(matrices: list[Matrix]) -> None:
@@ -47,8 +54,11 @@ def _step(matrices: list[Matrix]) -> None:
     for matrix in matrices:
         holder = held(matrix.p, matrix.state, gathered=matrix.parts is None)
         holders.append(holder)
-        if matrix.parts is None:  # without a gradient on any process nothing moves, as if it were not finite
-            holder.tensor.grad = holder.tensor.grad.masked_fill(~cast(Tensor, matrix.given), torch.nan)
+        if matrix.parts is None:
+            g = cast(Tensor, holder.tensor.grad)
+            g = g if matrix.copies is None else added((g,), matrix.copies, mean=True)[0]
+            # without a gradient on any process nothing moves, as if it were not finite
+            holder.tensor.grad = g.masked_fill(~cast(Tensor, matrix.given), torch.nan)
         collect(matrix._replace(p=holder.tensor, state=holder.state), batches, copies)
     for batch in batches.values():
         update(batch)
@@ -66,4 +76,6 @@ def _parts(matrix: Matrix) -> list[Part] | None:
     single = be.kind(be.namespace(p), p.dtype)
     if not low or options["diagnostics"] or single is None or single.bits > 32:
         return None
+    if matrix.copies is not None:
+        return [Part((m, n), 0, n, over_copies=matrix.copies) for _, m, n in shapes]
     return parts_of(p, matrix.view)

@@ -11,6 +11,7 @@ from orthlin._direction import Recipe
 from orthlin.errors import OptionError
 from orthlin.torch import _adamw as adamw
 from orthlin.torch._adamw import is_matrix, tensor
+from orthlin.torch._copies import average_momenta, check_copies, group_of
 from orthlin.torch._distributed import step_shards
 from orthlin.torch._groups import (
     check_rate,
@@ -65,10 +66,11 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
         self._adamw_defaults = adamw.defaults_of(options, options.pop("adamw"), options.pop("capturable"))
         rank = options["rank"]
         self._rank_schedule = rank if callable(rank) else None
+        self._copies = group_of(options.pop("replicate_group", None))
         super().__init__(params, options | {"rank": plain(rank(0))} if callable(rank) else options)
 
     def __getstate__(self) -> dict[str, Any]:
-        mine = {"_adamw_defaults": self._adamw_defaults, "_rank_schedule": self._rank_schedule}
+        mine = {key: getattr(self, key) for key in ("_adamw_defaults", "_rank_schedule", "_copies")}
         return {**super().__getstate__(), **mine}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -85,6 +87,7 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
         scheduled = "rank" not in param_group and self._rank_schedule is not None
         group = checked({**group, "step": 0, "scheduled_rank": scheduled})
         params = [tensor(item) for item in group["params"]]
+        check_copies(self._copies, group, params)
         recipe = first_recipe(group, self._rank_schedule)
         states = [{key: make() for key, make in makers(group, p, recipe).items()} for p in params]
         super().add_param_group(group)
@@ -94,12 +97,15 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
     def state_dict(self) -> dict[str, Any]:
         """Return the options of all groups and the state of all parameters, complete whatever was changed by hand.
 
+        With a `replicate_group` the momenta of its processes become their average first: all of them must call.
+
         Returns
         -------
         dict
             "state" and "param_groups", of tensors and plain values.
         """
         make_ready(self, self._rank_schedule)
+        average_momenta(self._copies, self.param_groups, self.state)
         return dict(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -200,7 +206,7 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
         The second list is of parameters, each with the copy that is stepped along in its place, the third of what lies
         on several processes.
         """
-        if initializing(self.param_groups):
+        if initializing(self.param_groups, self._copies):
             return [], [], []
         inner = torch.optim.AdamW([torch.empty(0)])
         parts = map(adamw.part_of, self.param_groups)
@@ -209,8 +215,9 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
         for group in self.param_groups:
             for p in group["params"]:
                 check_gradient(p, self.state.setdefault(p, {}), is_matrix(group, p))
-        check_finite(self.param_groups)
-        make_ready(self, self._rank_schedule, takes_part)
+            check_copies(self._copies, group, group["params"])
+        check_finite(self.param_groups, self._copies)
+        make_ready(self, self._rank_schedule, lambda p: takes_part(p, self._copies))
         adamw.check_step(inner)
         adamw.step(inner)
         return self._batches(recipes)
@@ -224,10 +231,10 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
             options, kind = options_of(group)
             group["step"] += 1
             for p in group["params"]:
-                if not takes_part(p) or not is_matrix(group, p):
+                if not takes_part(p, self._copies) or not is_matrix(group, p):
                     continue
-                matrix = Matrix(p, self.state[p], view_of(group, p), recipe, options, kind)
-                if is_sharded(p):
+                matrix = Matrix(p, self.state[p], view_of(group, p), recipe, options, kind, self._copies)
+                if is_sharded(p) or self._copies is not None:
                     sharded.append(matrix)
                 else:
                     collect(matrix, batches, copies)

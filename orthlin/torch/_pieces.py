@@ -32,7 +32,8 @@ class Piece(NamedTuple):
 class Matrix(NamedTuple):
     """A parameter of a step: its state, its view, what its batches have in common, and what is here of it.
 
-    `given` tells whether there is a gradient, where that differs between processes.
+    `copies` is the group of processes with copies that have gradients of their own; `given` tells whether there is a
+    gradient, where that differs between processes.
     """
 
     p: Tensor
@@ -41,11 +42,12 @@ class Matrix(NamedTuple):
     recipe: Recipe
     options: dict[str, Any]
     kind: tuple[Any, ...]
+    copies: Any = None
     parts: list[Part] | None = None
     given: Tensor | None = None
 
 
-def initializing(groups: list[dict[str, Any]]) -> bool:
+def initializing(groups: list[dict[str, Any]], copies: Any = None) -> bool:
     """Whether all rates and gradients are zero, as in the step by which tools have a state made."""
     rates = [group["lr"] for group in groups]
     if not all((not isinstance(lr, Tensor) or be.is_host(lr)) and bool(lr == 0) for lr in rates):
@@ -53,7 +55,7 @@ def initializing(groups: list[dict[str, Any]]) -> bool:
     params = [p for group in groups for p in group["params"]]
     given = [p.grad for p in params if p.grad is not None]
     moves = any(g.layout is not torch.strided or g.is_meta or bool(local(g).any()) for g in given)
-    return not somewhere(moves, params)
+    return not somewhere(moves, params, copies)
 
 
 def check_gradient(p: Tensor, state: dict[str, Any], matrix: bool) -> None:
@@ -76,12 +78,12 @@ def check_gradient(p: Tensor, state: dict[str, Any], matrix: bool) -> None:
         raise ShapeError(f"params: gradient and state of a parameter of shape {tuple(p.shape)} have shapes {shapes}")
 
 
-def check_finite(groups: list[dict[str, Any]]) -> None:
+def check_finite(groups: list[dict[str, Any]], copies: Any = None) -> None:
     """Check that gradients of matrices on the host are finite where that is asked for, all parts of them."""
     asked = [(group, p) for group in groups if group["nonfinite"] == "raise" for p in group["params"]]
     params = [p for group, p in asked if is_matrix(group, p) and p.device.type == "cpu"]
     bad = any(p.grad is not None and not bool(local(p.grad).isfinite().all()) for p in params)
-    if somewhere(bad, params):
+    if somewhere(bad, params, copies):
         raise NonFiniteError("grad: holds NaN or infinity; remove or replace them first")
 
 

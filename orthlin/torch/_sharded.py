@@ -14,9 +14,9 @@ def is_sharded(x: Any) -> bool:
     return any(kind.__name__ == "DTensor" for kind in type(x).__mro__)
 
 
-def takes_part(p: Tensor) -> bool:
-    """Whether a parameter is in a step: with a gradient, or if others may have one of their parts."""
-    return p.grad is not None or (is_sharded(p) and p.requires_grad)
+def takes_part(p: Tensor, copies: Any = None) -> bool:
+    """Whether a parameter is in a step: with a gradient, or if others may have one of their parts or copies."""
+    return p.grad is not None or ((is_sharded(p) or copies is not None) and p.requires_grad)
 
 
 def whole(x: Tensor) -> Tensor:
@@ -61,17 +61,26 @@ def _assembled(part: Tensor, like: Tensor, placements: Any, shape: Any) -> Tenso
     return tensor
 
 
-def anywhere(flags: Tensor, mesh: Any) -> Tensor:
-    """Largest values on all processes of a mesh, in place."""
-    for i in range(mesh.ndim):
-        distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=mesh.get_group(i))
+def anywhere(flags: Tensor, groups: list[Any]) -> Tensor:
+    """Largest values on all processes of groups, in place."""
+    for group in groups:
+        distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=group)
     return flags
 
 
-def somewhere(flag: bool, params: list[Tensor]) -> bool:
-    """Whether a flag is set on any process that holds a part of a parameter: all of them wait for each other."""
-    for mesh in dict.fromkeys(p.device_mesh for p in params if is_sharded(p)):
-        flag = bool(anywhere(torch.tensor([flag], dtype=torch.int32, device=mesh.device_type), mesh))
+def sides(mesh: Any) -> list[Any]:
+    """Return the groups of a mesh."""
+    return [mesh.get_group(i) for i in range(mesh.ndim)]
+
+
+def somewhere(flag: bool, params: list[Tensor], copies: Any = None) -> bool:
+    """Whether a flag is set on any process with a part of a parameter, or a copy: all of them wait for each other."""
+    meshes = dict.fromkeys(p.device_mesh for p in params if is_sharded(p))
+    places = [(sides(mesh), mesh.device_type) for mesh in meshes]
+    if copies is not None and params:
+        places.append(([copies], params[0].device))
+    for groups, device in places:
+        flag = bool(anywhere(torch.tensor([flag], dtype=torch.int32, device=device), groups))
     return flag
 
 
@@ -86,6 +95,7 @@ class Part(NamedTuple):
     stop: int
     over_rows: Any = None
     over_columns: Any = None
+    over_copies: Any = None
 
     @property
     def columns(self) -> tuple[int, slice]:
@@ -174,10 +184,15 @@ class Held(NamedTuple):
                 self.original[key] = _assembled(value, old, old.placements, (*value.shape[:-1], old.shape[-1]))
 
 
+def gradient(p: Tensor) -> Tensor:
+    """Return the gradient, zero if it is not here."""
+    return made(p, torch.zeros_like) if p.grad is None else p.grad
+
+
 def held(p: Tensor, state: dict[str, Any], *, gathered: bool) -> Held:
-    """Stand-in for a parameter in a step; a gradient that is not here is zero."""
+    """Stand-in for a parameter in a step."""
     get = whole if gathered else local
     tensor = get(p.detach())
-    tensor.grad = get(made(p, torch.zeros_like) if p.grad is None else p.grad)
+    tensor.grad = get(gradient(p))
     taken = {key: get(x) if isinstance(x, Tensor) else x for key, x in state.items()}
     return Held(tensor, dict(taken), taken, p, state, gathered)

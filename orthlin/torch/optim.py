@@ -75,6 +75,8 @@ class LowRankMuon(Orthogonal):
         rates that change are tensors on the device.  A group's "step" does not count what is replayed.
     seed : int
         Random numbers are a function of seed, matrix shape and step.
+    replicate_group : ProcessGroup or DeviceMesh, optional
+        Processes whose copies of the matrices keep gradients of their own: two products are averaged in their place.
     adamw : dict, optional
         Options of torch.optim.AdamW for the parameters that go there, the learning rate by default that of the
         matrices.  What a group says itself holds for all of its parameters, a learning rate for the matrices.
@@ -137,6 +139,7 @@ class LowRankMuon(Orthogonal):
         maximize: bool = False,
         capturable: bool = False,
         seed: int = 0,
+        replicate_group: Any = None,
         adamw: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(params, options_in(locals()))
@@ -155,13 +158,9 @@ class Muon(Orthogonal):
     schedule : {"muon", "speedrun", "polar_express"} or None
         Polynomials of the orthogonalization; None for working precision.
 
-    Raises
-    ------
-    OptionError, ShapeError, DTypeError, ArrayTypeError
-        If an argument is not as described.
-
     Notes
     -----
+    Errors are those of :class:`LowRankMuon`.
     Cost: a schedule of :func:`orthlin.orthogonalize` a matrix; the least moves 8 m n numbers, here 50 m n on devices.
 
     References

@@ -1,20 +1,18 @@
 """Sharded parameters: processes with parts of matrices make the update of one process."""
 
 import contextlib
-import multiprocessing
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
+from worlds import SIZE, distance, matrix, reduced, results_of, whole
 
 from orthlin.errors import NonFiniteError
 from orthlin.torch import LowRankMSGD, LowRankMuon, MatrixView, Muon
@@ -23,16 +21,7 @@ from orthlin.torch.optim import PAPER
 WORLDS = (4, 2)
 STEPS = 3
 ROWS = (Shard(0),)
-SIZE = 2.0**-12
 WARM = {"rank": 4, "warm_start": True, "tail": "auto"}
-
-
-def matrix(shape, seed):
-    """Singular values that fall to 1/50."""
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(shape, generator=g, dtype=torch.float64).flatten(1)
-    U, _, V = torch.linalg.svd(x, full_matrices=False)
-    return (U * torch.logspace(0, -1.7, U.shape[-1]) @ V).reshape(shape)
 
 
 class Case:
@@ -144,21 +133,6 @@ CASES = {
     "whole: cut twice": Case(PAIR, 2 * GATHERED, (Shard(0), Shard(0)), (2, 2), **WARM),
     "whole: masters": Case(PAIR, GATHERED, make=Muon, dtype=torch.bfloat16),
 }  # fmt: skip
-
-
-def whole(x):
-    return (x.full_tensor() if isinstance(x, DTensor) else x).clone()
-
-
-def reduced(record):
-    """Have every sum note its bytes."""
-    plain = dist.all_reduce
-
-    def all_reduce(x, *args, **kwargs):
-        record.append(x.numel() * x.element_size())
-        return plain(x, *args, **kwargs)
-
-    dist.all_reduce = all_reduce
 
 
 def run(case, world, sums):
@@ -308,35 +282,22 @@ def odd_gradients(world):
     return found, optimizer.param_groups[0]["step"]
 
 
-def work(rank, world, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store{world}", rank=rank, world_size=world)
+def work(world, folder):
     sums = []
     reduced(sums)
     results = {name: run(case, world, sums) for name, case in CASES.items() if world == 4 or not case.mesh}
-    results |= {"net": resumed(folder, world), "same": interrupted(folder, world), "odd": odd_gradients(world)}
-    torch.save(results, f"{folder}/result{world}.{rank}")
-    dist.destroy_process_group()
+    return results | {"net": resumed(folder, world), "same": interrupted(folder, world), "odd": odd_gradients(world)}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where every process of every world has left its results."""
-    folder = str(tmp_path_factory.mktemp("worlds"))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch.distributed.checkpoint", "orthlin.torch"])
-    for world in WORLDS:
-        mp.start_processes(work, (world, folder), world, start_method="forkserver")
-    return folder
+    return str(tmp_path_factory.mktemp("worlds"))
 
 
 @pytest.fixture(scope="module")
 def results(folder):
-    return {world: [torch.load(Path(folder, f"result{world}.{i}")) for i in range(world)] for world in WORLDS}
-
-
-def distance(found, expected):
-    return max(torch.linalg.vector_norm((a - b).abs().double()).item() for a, b in zip(found, expected, strict=True))
+    """What every process of every world has found."""
+    return results_of(work, WORLDS, folder)
 
 
 EVERY = [(name, world) for name, case in CASES.items() for world in WORLDS if world == 4 or not case.mesh]
