@@ -27,7 +27,7 @@ LAYERS = (
     {"torch._adamw", "torch._blocks", "torch._maps", "torch._sharded"},
     {"torch._copies"},
     {"torch._pieces"},
-    {"torch._notes", "torch._sums"},
+    {"torch._notes", "torch._owners", "torch._sums"},
     {"torch._update"},
     {"torch._survey"},
     {"torch._groups", "torch._table"},

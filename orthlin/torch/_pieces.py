@@ -26,6 +26,7 @@ class Piece(NamedTuple):
     fading: Any  # a tensor, or None without a momentum
     diagnostics: Tensor | None
     part: Part | None = None
+    owners: tuple[int, ...] = ()  # of the matrices of a batch that are needed whole
     given: Any = None  # whether there is a gradient, (b, 1, 1), where that differs between processes
 
 
@@ -109,7 +110,7 @@ def pieces_of(matrix: Matrix, weight: Tensor) -> Iterator[Piece]:
         fading, noted = (state[key][rows] if key in state else None for key in ("fading", "diagnostics"))
         part = None if parts is None else parts[i]
         there = None if given is None else given.expand(len(w), 1, 1)
-        yield Piece(g, w, m, state, f"right_{i}", state["skipped"][rows], fading, noted, part, there)
+        yield Piece(g, w, m, state, f"right_{i}", state["skipped"][rows], fading, noted, part, given=there)
 
 
 _OPTIONS = (

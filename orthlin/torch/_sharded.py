@@ -87,7 +87,8 @@ def somewhere(flag: bool, params: list[Tensor], copies: Any = None) -> bool:
 class Part(NamedTuple):
     """What is here of matrices of a shape: some columns of some rows, and the processes with the others.
 
-    It is the same for all matrices of one shape that lie alike, on every process.
+    It is the same for all matrices of one shape that lie alike, on every process.  With `whole`, a direction is made of
+    whole matrices.
     """
 
     shape: tuple[int, int]
@@ -96,6 +97,12 @@ class Part(NamedTuple):
     over_rows: Any = None
     over_columns: Any = None
     over_copies: Any = None
+    whole: bool = False
+
+    @property
+    def group(self) -> Any:
+        """The processes with the other parts, of matrices that are cut along one side."""
+        return self.over_columns if self.over_rows is None else self.over_rows
 
     @property
     def columns(self) -> tuple[int, slice]:
@@ -130,17 +137,17 @@ def parts_of(p: Tensor, view: MatrixView) -> list[Part] | None:
     if sides is None:
         return None
     groups = {side: p.device_mesh.get_group(i) for side, i in sides.items()}
-    found = []
+    found, i = [], sides.get("in")
     for _, m, n in view.shapes(tuple(p.shape)):
-        start, stop = _chunk(n, p, sides["in"]) if "in" in sides else (0, n)
+        start, stop = (0, n) if i is None else chunk(n, p.device_mesh.size(i), p.device_mesh.get_local_rank(i))
         found.append(Part((m, n), start, stop, groups.get("out"), groups.get("in")))
     return found
 
 
-def _chunk(n: int, p: Tensor, i: int) -> tuple[int, int]:
+def chunk(n: int, count: int, i: int) -> tuple[int, int]:
     """Bounds of a part, as torch.chunk cuts."""
-    size = -(-n // p.device_mesh.size(i))
-    start = min(size * p.device_mesh.get_local_rank(i), n)
+    size = -(-n // count)
+    start = min(size * i, n)
     return start, min(start + size, n)
 
 

@@ -11,6 +11,7 @@ from orthlin import _backend as be
 from orthlin._direction import Direction, Recipe, faded, real_product
 from orthlin._scaling import Seen, seen
 from orthlin.torch._notes import note, spectrum
+from orthlin.torch._owners import Swap, by_owners
 from orthlin.torch._pieces import Batch, Piece
 from orthlin.torch._sums import Exchange
 
@@ -96,14 +97,17 @@ def _directed(
 def _directed_in_parts(
     pieces: list[Piece], recipe: Recipe, group: dict[str, Any], sizes: Tensor | None
 ) -> tuple[Tensor, Direction, Tensor | None, Tensor | None]:
-    """The same of parts of matrices, with the sums that take in the other parts."""
+    """The same of parts of matrices, with what others have of them."""
     part: Any = pieces[0].part
-    U = _blends(pieces, group)
+    U, given, moved = _blends(pieces, group), cast(Tensor, _given(pieces)), _moved(pieces, sizes)
     xp, step, name = be.namespace(U), group["step"], stream_name(part.shape)
+    if part.whole:
+        d, given, moved = by_owners(U, recipe, Swap(part, pieces[0].owners), step, given, moved)
+        return U, d, moved, _bad(U, d.finite, given)
     right, r = None, recipe.width(part.shape, step) or 0
     if recipe.warm_start:
         right = torch.cat([recipe.resized(xp, p.state[p.right], r, step, name, part.columns) for p in pieces])
-    exchange = Exchange(cast(Tensor, _given(pieces)), _moved(pieces, sizes))
+    exchange = Exchange(given, moved)
     d = recipe.direction_on_shards(xp, U, right, step, name, exchange.shards(part))
     return U, d, exchange.moved(), _bad(U, d.finite, exchange.given())
 

@@ -15,7 +15,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from worlds import SIZE, distance, matrix, reduced, results_of, whole
 
 from orthlin.errors import NonFiniteError
-from orthlin.torch import LowRankMSGD, LowRankMuon, MatrixView, Muon
+from orthlin.torch import MSGD, LowRankMSGD, LowRankMuon, MatrixView, Muon
 from orthlin.torch.optim import PAPER
 
 WORLDS = (4, 2)
@@ -77,6 +77,25 @@ BY_ROWS = [N * 8 * (16 + 20 + 2), N * 4 * (16 + 80)]
 WIDE_BY_ROWS = [N * 8 * (16 + 40 + 2), N * 4 * (16 + 160)]
 BY_COLUMNS = [N * 8 * (12 * 4 + 2), N * 8 * 16]
 BY_BOTH = [N * 8 * (18 * 4 + 2), N * 8 * (16 + 10 + 2), N * 4 * (16 + 40), N * 8 * 16]  # halves of 36 x 20
+
+
+def owned(*shapes, size=4, side=0, flags=2):
+    """Bytes that a process sends in a step, by rank and world: parts to owners, and back; with flags, two and three."""
+
+    def sums(rank, world):
+        found, at = [], 0
+        for shape, count in shapes:
+            cut = shape[side]
+            length = [max(0, min(cut - i * -(-cut // world), -(-cut // world))) * shape[1 - side] for i in range(world)]
+            owners = [(at + i) % world for i in range(count)]
+            at += count
+            found.append(size * sum(length[rank] + flags for owner in owners if owner != rank))
+            found.append(size * owners.count(rank) * sum(length[i] + flags + 1 for i in range(world) if i != rank))
+        return found
+
+    return sums
+
+
 # What is gathered: whether there is a gradient, of all parameters on a side of the mesh.
 GATHERED = [N * 4]
 IN_FIRST = MatrixView(transposed=True)
@@ -117,11 +136,25 @@ CASES = {
     "absent, error feedback": Case(
         [(37, 20)] * 3, [3 * x // N for x in BY_ROWS], absent=0, nesterov=False, error_feedback=True, **WARM
     ),
-    "whole: absent": Case([(37, 20)] * 3, [3 * 4], make=Muon, absent=0),
-    "whole: absent, masters": Case([(37, 20)] * 3, [3 * 4], make=Muon, absent=0, dtype=torch.bfloat16),
+    "owners": Case(PAIR, owned(((37, 20), N)), make=Muon, weight_decay=0.1),
+    "owners, many": Case([(37, 20)] * 5, owned(((37, 20), 5)), make=Muon),
+    "owners, columns": Case(WIDE, owned(((12, 40), N), side=1), [Shard(1)], make=Muon),
+    "owners, replicated and cut": Case(
+        PAIR, lambda rank, _: owned(((37, 20), N))(rank % 2, 2), (Replicate(), Shard(0)), (2, 2), make=Muon
+    ),
+    "owners, two shapes": Case([(12, 40), *PAIR, (12, 40)], None, make=Muon),
+    "owners, rank": Case([(37, 4)], owned(((37, 4), 1)), **WARM),
+    "owners, parts without rows": Case([(5, 20)] * N, owned(((5, 20), N)), make=Muon),
+    "owners, no momentum": Case(PAIR, owned(((37, 20), N), flags=1), make=MSGD),
+    "owners, double": Case(PAIR, owned(((37, 20), N), size=8, flags=1), make=MSGD, dtype=torch.float64),
+    "owners, complex": Case(PAIR, owned(((37, 20), N), size=8, flags=1), make=MSGD, dtype=torch.complex64),
+    "owners, masters": Case(PAIR, owned(((37, 20), N)), make=Muon, dtype=torch.bfloat16),
+    "owners, absent": Case([(37, 20)] * 3, owned(((37, 20), 3)), make=Muon, absent=0),
+    "owners, absent, masters": Case([(37, 20)] * 3, owned(((37, 20), 3)), make=Muon, absent=0, dtype=torch.bfloat16),
+    "whole: absent": Case([(37, 20)] * 3, [3 * 4], n_iter=1, absent=0, **WARM),
+    "whole: absent, masters": Case([(37, 20)] * 3, [3 * 4], n_iter=1, absent=0, dtype=torch.bfloat16, **WARM),
     "rank that changes": Case(WIDE, None, [Shard(1)], **{**WARM, "rank": lambda step: 3 + step}),
-    "whole: full": Case(PAIR, GATHERED, make=Muon, weight_decay=0.1),
-    "whole: rank": Case([(37, 4)], [4], **WARM),
+    "whole: full": Case(PAIR, GATHERED, make=Muon, scale="nuclear"),
     "whole: power iterations": Case(PAIR, GATHERED, n_iter=1, **WARM),
     "whole: columns of G": Case(PAIR, GATHERED, rank=4, warm_start=False, sketch="columns"),
     "whole: nuclear": Case(WIDE, GATHERED, [Shard(1)], scale="nuclear", **WARM),
@@ -131,7 +164,7 @@ CASES = {
     "whole: experts": Case([(3, 12, 20)], [4], view=MatrixView(batch_ndim=1), **WARM),
     "whole: kernels cut": Case([(18, 4, 3, 3)], [4], [Shard(1)], **WARM),
     "whole: cut twice": Case(PAIR, 2 * GATHERED, (Shard(0), Shard(0)), (2, 2), **WARM),
-    "whole: masters": Case(PAIR, GATHERED, make=Muon, dtype=torch.bfloat16),
+    "whole: masters": Case(PAIR, GATHERED, make=Muon, scale="nuclear", dtype=torch.bfloat16),
 }  # fmt: skip
 
 
@@ -337,12 +370,12 @@ def test_runs_and_processes_agree_bit_for_bit(results, name, world):
 @pytest.mark.parametrize(("name", "world"), EVERY)
 def test_collectives_and_bytes_are_those_foretold(results, name, world):
     case = CASES[name]
-    for result in results[world]:
+    for rank, result in enumerate(results[world]):
         found = result[name]
         if case.sums is None:
-            assert len(found["sums"]) == 2 * STEPS
+            assert len(found["sums"]) == 2 * (1 + ("two" in name)) * STEPS
         else:
-            assert found["sums"] == case.sums * STEPS
+            assert found["sums"] == (case.sums(rank, world) if callable(case.sums) else case.sums) * STEPS
         if name.startswith("whole"):
             assert min(found["collectives"]) > len(case.sums)
         else:

@@ -28,8 +28,15 @@ def distance(found, expected):
 
 
 def reduced(record):
-    """Have every sum note its bytes."""
-    plain = dist.all_reduce
+    """Have every sum note its bytes, and every exchange those that go to others."""
+    plain, exchange = dist.all_reduce, dist.all_to_all_single
+
+    def all_to_all_single(found, sent, lengths, splits, group):
+        mine = splits[dist.get_rank(group)]
+        record.append((sent.numel() - mine * sent[0].numel() if len(sent) else 0) * sent.element_size())
+        return exchange(found, sent, lengths, splits, group=group)
+
+    dist.all_to_all_single = all_to_all_single
 
     def all_reduce(x, *args, **kwargs):
         record.append(x.numel() * x.element_size())
