@@ -32,6 +32,7 @@ LAYERS = (
     {"torch._survey"},
     {"torch._groups", "torch._table"},
     {"torch._state", "torch._distributed"},
+    {"torch._plan"},
     {"torch._orthogonal"},
     {"torch.optim"},
     {"torch"},

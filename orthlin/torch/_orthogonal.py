@@ -28,6 +28,7 @@ from orthlin.torch._groups import (
 )
 from orthlin.torch._notes import DIAGNOSTICS
 from orthlin.torch._pieces import Batch, Matrix, check_finite, check_gradient, collect, initializing, options_of
+from orthlin.torch._plan import Plan, foretold
 from orthlin.torch._sharded import is_sharded, takes_part
 from orthlin.torch._state import Saved, fitting
 from orthlin.torch._update import update
@@ -171,6 +172,26 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
                 if "diagnostics" in self.state.get(p, {}):
                     found[name] = dict(zip(DIAGNOSTICS, self.state[p]["diagnostics"].unbind(1), strict=True))
         return found
+
+    def explain(self) -> Plan:
+        """Foretell what a step sends between processes, on this one.
+
+        Returns
+        -------
+        Plan
+            `rows` of (shape, matrices, way, collectives, sent), as a string a table.  Not in it: a flag of all that is
+            gathered, one if lr is 0, and one for ``nonfinite="raise"`` on the CPU.
+        """
+        make_ready(self, self._rank_schedule)
+        found: list[list[Matrix]] = [[], []]
+        for group in self.param_groups:
+            recipe = recipe_of(scheduled(group, self._rank_schedule))
+            options, kind = options_of(group)
+            for p in group["params"]:
+                if is_matrix(group, p) and (p.requires_grad or p.grad is not None):
+                    matrix = Matrix(p, self.state[p], view_of(group, p), recipe, options, kind, self._copies)
+                    found[is_sharded(p) or self._copies is not None].append(matrix)
+        return foretold(*found)
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

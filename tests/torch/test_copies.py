@@ -101,9 +101,10 @@ def run(case, world, sums):
         sums.clear()
         params, optimizer = case.run(world, dist.group.WORLD)
         steps = list(sums)
+        rows = [tuple(row) for row in optimizer.explain().rows]
         optimizer.state_dict()
         found.append(state_of(params, optimizer))
-    return {"runs": found, "sums": steps, "saved": sums[len(steps) :]}
+    return {"runs": found, "sums": steps, "saved": sums[len(steps) :], "plan": rows}
 
 
 def resumed(world, folder):
@@ -245,6 +246,9 @@ def test_bytes_are_those_foretold(results, name, world):
     for result in results[world]:
         sums, saved = result[name]["sums"], result[name]["saved"]
         assert sums == case.sums * STEPS if case.sums else len(sums) == 2 * STEPS
+        rows = result[name]["plan"]
+        flags = 4 * sum(row[2] == "averaged" for row in rows) + 4 * ("nonfinite" in case.options)
+        assert case.sums is None or sum(row[4] for row in rows) == sum(case.sums) - flags
         momenta = [x["momentum"] for x in result[name]["runs"][0] if "momentum" in x]
         assert saved == [x.numel() * x.element_size() for x in momenta]
 

@@ -64,7 +64,7 @@ class Case:
         for step in range(STEPS):
             for i, (p, g) in enumerate(zip(params, self.tensors(100 * step + 50, **noise), strict=True)):
                 p.grad = self.gradient(g, i, step, lie)
-            with record():
+            with record(optimizer):
                 optimizer.step()
         return params, optimizer
 
@@ -168,25 +168,28 @@ CASES = {
 }  # fmt: skip
 
 
-def run(case, world, sums):
-    """Whole parameters and state after some steps, twice, the bytes of sums, and the number of collectives."""
+def run(case, world, sums, gathers):
+    """Whole parameters and state after some steps, twice, the bytes of sums, the number of collectives, and plans."""
     mesh = init_device_mesh("cpu", case.mesh or (world,))
     found = []
     for _ in range(2):
         sums.clear()
-        counts = []
+        counts, plans = [], []
 
         @contextlib.contextmanager
-        def record(counts=counts):
-            mode = CommDebugMode()
+        def record(optimizer, counts=counts, plans=plans):
+            mode, before = CommDebugMode(), len(sums)
+            gathers.clear()
+            plan = optimizer.explain()
             with mode:
                 yield
             counts.append(mode.get_total_counts())
+            plans.append(([tuple(row) for row in plan.rows], sums[before:], list(gathers)))
 
         params, optimizer = case.run(lambda x: distribute_tensor(x, mesh, case.placements), record=record)
         state = [{key: whole(x) for key, x in optimizer.state[p].items()} for p in params]
         found.append(([whole(p.detach()) for p in params], state))
-    return {"runs": found, "sums": list(sums), "collectives": counts}
+    return {"runs": found, "sums": list(sums), "collectives": counts, "plans": plans}
 
 
 class Net(nn.Module):
@@ -316,9 +319,9 @@ def odd_gradients(world):
 
 
 def work(world, folder):
-    sums = []
-    reduced(sums)
-    results = {name: run(case, world, sums) for name, case in CASES.items() if world == 4 or not case.mesh}
+    sums, gathers = [], []
+    reduced(sums, gathers)
+    results = {name: run(case, world, sums, gathers) for name, case in CASES.items() if world == 4 or not case.mesh}
     return results | {"net": resumed(folder, world), "same": interrupted(folder, world), "odd": odd_gradients(world)}
 
 
@@ -380,6 +383,21 @@ def test_collectives_and_bytes_are_those_foretold(results, name, world):
             assert min(found["collectives"]) > len(case.sums)
         else:
             assert sum(found["collectives"]) == len(found["sums"])
+
+
+@pytest.mark.parametrize(("name", "world"), EVERY)
+def test_plans_foretell_what_goes(results, name, world):
+    case = CASES[name]
+    for result in results[world]:
+        for rows, sums, gathers in result[name]["plans"]:
+            gathered = [row for row in rows if row[2] == "gathered"]
+            others = [row for row in rows if row[2] != "gathered"]
+            flags = 4 * len(gathered) * len(case.mesh or (world,)) + 4 * ("nonfinite" in case.options)
+            assert sum(row[4] for row in others) == sum(sums) - flags
+            assert sum(row[4] for row in gathered) == sum(gathers)
+            assert sum(row[3] for row in gathered) == len(gathers)
+            if not gathered:
+                assert sum(row[3] for row in others) == len(sums) - ("nonfinite" in case.options)
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
 import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 
@@ -27,9 +28,16 @@ def distance(found, expected):
     return max(torch.linalg.vector_norm((a - b).abs().double()).item() for a, b in zip(found, expected, strict=True))
 
 
-def reduced(record):
-    """Have every sum note its bytes, and every exchange those that go to others."""
-    plain, exchange = dist.all_reduce, dist.all_to_all_single
+def reduced(record, gathers=None):
+    """Have every sum note its bytes, every exchange those that go to others, every gathering those of this process."""
+    plain, exchange, gather = dist.all_reduce, dist.all_to_all_single, funcol.all_gather_single
+
+    def all_gather_single(x, *args, **kwargs):
+        gathers.append(x.numel() * x.element_size())
+        return gather(x, *args, **kwargs)
+
+    if gathers is not None:
+        funcol.all_gather_single = all_gather_single
 
     def all_to_all_single(found, sent, lengths, splits, group):
         mine = splits[dist.get_rank(group)]
