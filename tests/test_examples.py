@@ -238,3 +238,22 @@ def test_chunks_give_what_lowrank_orth_gives_in_memory():
     Q, W, O = (found[name] for name in "QWO")
     assert np.abs(Q.T @ Q - np.eye(16)).max() <= 1e-5
     assert np.abs(O.compute(scheduler="synchronous") - Q @ W).max() <= 1e-6
+
+
+@pytest.mark.parametrize("P", [2, 4])
+def test_the_model_of_communication_is_what_a_step_foretells(ran, P):
+    from types import SimpleNamespace
+
+    import torch
+
+    from orthlin._direction import Recipe
+    from orthlin.torch._plan import _low
+    from orthlin.torch._sharded import Part
+
+    found, m, n, r = ran("14_communication"), 64, 48, 8
+    p = torch.zeros(m, n)
+    for way, tail, place in (("low_rank", 1.0, "over_rows"), ("copies", 0.0, "over_copies")):
+        recipe = Recipe(rank=r, warm_start=True, tail=tail)
+        matrix = SimpleNamespace(p=p, recipe=recipe, options={"step": 0}, state={"fading": None})
+        here = m // P if way == "low_rank" else m
+        assert _low(matrix, Part((m, n), 0, n, **{place: "group"}), here, n) == found[way](m, n, r, P)
