@@ -32,7 +32,7 @@ def build_optimizers(model: Any, spec: Spec, config: Config) -> list[Any]:
 
 
 def _accepted(cls: Any) -> list[str]:
-    return [name for name in inspect.signature(cls).parameters if name not in {"params", "adamw"}]
+    return [name for name in inspect.signature(cls).parameters if name not in {"params", "adamw", "replicate_group"}]
 
 
 def _options(cls: Any, given: Mapping[str, Any], config: Config, more: Sequence[str] = ()) -> dict[str, Any]:
