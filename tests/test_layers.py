@@ -37,7 +37,7 @@ LAYERS = (
     {"torch.optim"},
     {"torch"},
     {"torch.gpt2", "torch.train"},
-    {"torch.train.config", "torch.train.data", "torch.train.files"},
+    {"torch.train.config", "torch.train.data", "torch.train.files", "torch.train.world"},
     {
         "torch.train.captured",
         "torch.train.checkpoint",

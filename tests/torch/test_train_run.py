@@ -248,6 +248,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path, text: Path, capsys:
         (["TEXT", "--capture"], "--capture needs --device cuda, got cpu"),
         (["TEXT", "--compile", "fortran"], "--compile fortran: accepted are .*inductor"),
         (["TEXT", "--compare", "muon", "--seconds", "5"], "--compare and --seconds exclude each other"),
+        (["TEXT", "--compare", "muon", "--shard"], "--compare and --shard exclude each other"),
         (["TEXT", "--compare", "muon", "adamw:a=1"], "no option 'a'"),
         (["TEXT", "--compare", "muon", "--optimizer", "muon"], "exclude each other"),
     ],

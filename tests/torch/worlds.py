@@ -1,6 +1,9 @@
 """Worlds of processes on this machine, and what goes between them."""
 
 import multiprocessing
+import os
+import socket
+import sys
 from pathlib import Path
 
 import torch
@@ -60,12 +63,47 @@ def _work(rank, world, folder, work):
     dist.destroy_process_group()
 
 
+def _context():
+    context = multiprocessing.get_context("forkserver")
+    models = ["transformers.models.gpt2.modeling_gpt2", "orthlin.torch.train.__main__"]
+    context.set_forkserver_preload(
+        ["torch", "torch.distributed.fsdp", "torch.distributed.checkpoint", "orthlin.torch", *models]
+    )
+    return context
+
+
 def results_of(work, worlds, folder):
     """What `work(world, folder)` returns on every process of every world."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch.distributed.checkpoint", "orthlin.torch"])
+    _context()
     found = {}
     for world in worlds:
         mp.start_processes(_work, (world, folder, work), world, start_method="forkserver")
         found[world] = [torch.load(Path(folder, f"result{world}.{i}")) for i in range(world)]
     return found
+
+
+def _train(rank, surroundings, errors, arguments, prepare):
+    from orthlin.torch.train.__main__ import main
+
+    os.environ.update(surroundings, RANK=str(rank), LOCAL_RANK=str(rank))
+    sys.stderr = sys.stdout = Path(errors.format(rank)).open("w")  # noqa: SIM115, open to the end
+    if prepare is not None:
+        prepare(rank)
+    sys.exit(main(arguments))
+
+
+def train(arguments, world, errors, prepare=None):
+    """Exit codes and outputs of the training command on several processes, which nobody looks after."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    surroundings = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    given = (surroundings, str(errors / "errors{}"), [str(x) for x in arguments], prepare)
+    processes = [_context().Process(target=_train, args=(rank, *given)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        process.kill()  # if it still waits
+        process.join()
+    return [(p.exitcode, Path(given[1].format(rank)).read_text()) for rank, p in enumerate(processes)]

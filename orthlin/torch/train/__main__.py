@@ -11,7 +11,8 @@ import torch
 
 from orthlin.errors import OptionError, OrthlinError
 from orthlin.torch.train import compare, options, report, single, table
-from orthlin.torch.train.config import Spec
+from orthlin.torch.train.config import Config, Spec
+from orthlin.torch.train.world import LostError, World
 
 DEFAULT = "lowrank_muon"
 
@@ -55,26 +56,32 @@ class Bar:
             self._bar.close()
 
 
-def train(given: Any) -> int:
-    """Do one run."""
+def train(given: Any, world: World) -> int:
+    """Do one run; the first of several processes speaks for all."""
     text = options.read(given)
     config = options.config(given, text, Spec.parse(given.optimizer or DEFAULT), given.lr, given.seed)
-    bar = Bar(config.steps, given.quiet)
+    bar = Bar(config.steps, given.quiet or world.rank > 0)
     try:
-        result = single.run(config, text, given, bar)
+        with world.joined(config.device):
+            result = single.run(config, text, given, bar, world)
     finally:
         bar.close()
+    if world.rank == 0:
+        tell(config, result)
+    return 0 if result["status"] in {"finished", "stopped"} else compare.DIVERGED
+
+
+def tell(config: Config, result: Mapping[str, Any]) -> None:
+    """Say how a run has ended."""
     if result["status"] == "stopped":
         print(f"orthlin: {config.optimizer}: stopped after step {result['step']}, --seconds are over", file=sys.stderr)
-        return 0
-    if result["status"] != "finished":
+    elif result["status"] != "finished":
         print(f"orthlin: {config.optimizer}: the loss is no longer finite after step {result['step']}", file=sys.stderr)
-        return compare.DIVERGED
-    print(
-        f"{config.optimizer} lr {config.lr:g} seed {config.seed}: validation {result['validation']:.4f}, "
-        f"{result['tokens_per_s']:.0f} tokens/s, optimizer {result['optimizer_share']:.0%} of the step"
-    )
-    return 0
+    else:
+        print(
+            f"{config.optimizer} lr {config.lr:g} seed {config.seed}: validation {result['validation']:.4f}, "
+            f"{result['tokens_per_s']:.0f} tokens/s, optimizer {result['optimizer_share']:.0%} of the step"
+        )
 
 
 def job(given: Any) -> int:
@@ -84,7 +91,7 @@ def job(given: Any) -> int:
     if given.out is not None and given.plot and not report.can_plot():
         print("orthlin: no curves without matplotlib: pip install matplotlib", file=sys.stderr)
     if not given.compare:
-        return train(given)
+        return train(given, World.around(given.shard))
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the subprocesses are ended too
     try:
         rows = compare.run(given, load_tqdm())
@@ -95,7 +102,7 @@ def job(given: Any) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, 1 for a run that failed, or 2 for bad usage."""
+    """Run the command and return its exit code: 0, 1 for a run that failed or lost a process, or 2 for bad usage."""
     try:
         return job(options.parse(arguments))
     except BrokenPipeError:
@@ -105,8 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("orthlin: interrupted", file=sys.stderr)
         return 130
     except (OrthlinError, OSError) as problem:
-        print(f"orthlin: error: {problem}", file=sys.stderr)
-        return 2
+        print(f"{World.around()}: error: {problem}", file=sys.stderr)
+        return 1 if isinstance(problem, LostError) else 2
 
 
 if __name__ == "__main__":

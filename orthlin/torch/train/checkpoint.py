@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from orthlin.errors import OrthlinError
+from orthlin.torch._sharded import placed
 from orthlin.torch.train.config import Config, differences
 from orthlin.torch.train.files import write_atomically
+from orthlin.torch.train.world import World, mapped
 
 FORMAT = 1
 
@@ -20,16 +22,20 @@ class CheckpointError(OrthlinError, ValueError):
     """A checkpoint is damaged or belongs to another run."""
 
 
-def save(path: Path, config: Config, step: int, seconds: float, model: Any, optimizers: list[Any]) -> None:
-    """Write the state after `step` steps."""
+def save(
+    path: Path, config: Config, step: int, seconds: float, model: Any, optimizers: list[Any], world: World
+) -> None:
+    """Have the first process write the state after `step` steps; the others give their parts."""
     content = {
         "format": FORMAT,
         "config": config.as_dict(),
         "step": step,
         "seconds": seconds,
-        "model": model.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "model": world.gathered(model.state_dict()),
+        "optimizers": world.gathered([optimizer.state_dict() for optimizer in optimizers]),
     }
+    if world.rank:
+        return
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_atomically(path, buffer.getbuffer())
@@ -72,9 +78,10 @@ def restore(content: Mapping[str, Any], path: Path, model: Any, optimizers: list
     for key, tree in wanted.items():
         if problem := mismatch(content.get(key), tree, key):
             raise CheckpointError(f"checkpoint {path}: {problem}")
-    model.load_state_dict(content["model"])
-    for optimizer, state in zip(optimizers, content["optimizers"], strict=True):
-        optimizer.load_state_dict(state)
+    state = mapped(placed, {key: content[key] for key in wanted}, wanted)
+    model.load_state_dict(state["model"])
+    for optimizer, own in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(own)
 
 
 def mismatch(found: Any, wanted: Any, where: str) -> str | None:

@@ -1,6 +1,5 @@
 """The training loop: steps, evaluations, log records and checkpoints."""
 
-import copy
 import math
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from orthlin.torch.train.data import Text, evaluation_batches, training_batch
 from orthlin.torch.train.files import CHECKPOINT, Log
 from orthlin.torch.train.models import build_model, loss_of
 from orthlin.torch.train.optimizers import build_optimizers, schedule, set_learning_rate
+from orthlin.torch.train.world import ALONE, World
 
 LAG = 20
 """Steps that an accelerator may be ahead of the log; a host is never."""
@@ -45,12 +45,14 @@ class Clock:
 
 @dataclass
 class Trainer:
-    """A model, its optimizers and how far they have come."""
+    """A model, its optimizers, how far they have come, and `net`, which is called for the model."""
 
     config: Config
     text: Text
     model: Any
     optimizers: list[Any]
+    world: World
+    net: Any
     step: int = 0
     seconds: float = 0.0
     pending: list[tuple[Any, ...]] = field(default_factory=list)
@@ -60,17 +62,16 @@ class Trainer:
         self.captured = Captured(self.optimizers, self.config) if self.config.capture else None
 
     @classmethod
-    def build(cls, config: Config, text: Text) -> "Trainer":
+    def build(cls, config: Config, text: Text, world: World = ALONE) -> "Trainer":
         """Build everything at step zero."""
         model = build_model(config, text.vocabulary_size)
-        return cls(config, text, model, build_optimizers(model, Spec.parse(config.optimizer), config))
+        net = world.spread(model, config.device)
+        return cls(config, text, model, build_optimizers(model, Spec.parse(config.optimizer), config), world, net)
 
     def resume(self, path: Path) -> None:
-        """Continue from a checkpoint; the state must be what one step on a copy of the model leaves."""
+        """Continue from a checkpoint; the state must be what one step on a new model leaves."""
         content = checkpoint.load(path, self.config)
-        model = copy.deepcopy(self.model)
-        optimizers = build_optimizers(model, Spec.parse(self.config.optimizer), self.config)
-        trial = Trainer(self.config, self.text, model, optimizers)
+        trial = Trainer.build(self.config, self.text, self.world)
         trial.advance(Clock(self.config.device))
         checkpoint.restore(
             content, path, self.model, self.optimizers, [optimizer.state_dict() for optimizer in trial.optimizers]
@@ -80,7 +81,8 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint."""
-        checkpoint.save(folder / CHECKPOINT, self.config, self.step, self.seconds, self.model, self.optimizers)
+        state = self.model, self.optimizers
+        checkpoint.save(folder / CHECKPOINT, self.config, self.step, self.seconds, *state, self.world)
 
     def advance(self, clock: Clock) -> None:
         """Take one step; what it measured goes to `pending`."""
@@ -89,7 +91,7 @@ class Trainer:
         factor = schedule(self.step, config)
         set_learning_rate(self.optimizers, factor)
         start = clock.mark()
-        loss = loss_of(self.model, drawn, config)
+        loss = loss_of(self.net, self.world.rows(drawn), config)
         loss.backward()
         if config.clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
@@ -108,7 +110,7 @@ class Trainer:
     def collect(self, clock: Clock) -> list[Record]:
         """Return the records of the steps since the last call; on an accelerator this waits for them."""
         pending, self.pending = self.pending, []
-        losses = torch.stack([entry[1] for entry in pending]).tolist() if pending else []
+        losses = self.world.mean(torch.stack([entry[1] for entry in pending])).tolist() if pending else []
         records = []
         for (step, _, lr, start, before, end), loss in zip(pending, losses, strict=True):
             whole = clock.seconds(start, end)
@@ -130,8 +132,8 @@ class Trainer:
         """Return the mean loss on the fixed validation batches."""
         config = self.config
         batches = evaluation_batches(self.text, config.context, config.batch, config.eval_batches)
-        losses = [loss_of(self.model, drawn, config) for drawn in batches]
-        return float(torch.stack(losses).double().mean())
+        losses = [loss_of(self.net, self.world.rows(drawn), config) for drawn in batches]
+        return float(self.world.mean(torch.stack(losses).double().mean()))
 
     def train(
         self,
@@ -153,7 +155,7 @@ class Trainer:
                 return "diverged"
             last = self.step == config.steps
             evaluates = last or self.step % every == 0
-            stops = not last and time.monotonic() > end
+            stops = not last and seconds is not None and self.world.agreed(time.monotonic() > end)
             saves = checkpoint_every > 0 and (last or stops or self.step % checkpoint_every == 0)
             if not (evaluates or saves or stops or self.step % lag == 0):
                 continue

@@ -12,6 +12,7 @@ from orthlin.errors import OptionError
 from orthlin.torch.train.config import MODELS, OPTIMIZERS, SIZES, Config, Spec
 from orthlin.torch.train.data import TOKENS, Text, read_text
 from orthlin.torch.train.models import DTYPES
+from orthlin.torch.train.world import BACKENDS, World
 
 STEPS, WARMUP, LR = 2000, 100, 3e-3
 COPIED = (
@@ -80,6 +81,11 @@ def _add_model(option: Adder) -> None:
     )
     option("--capture", action="store_true", help="replay the optimizer's step as a CUDA graph")
     option(
+        "--shard",
+        action="store_true",
+        help="under torchrun, parameters and state in parts (FSDP2); default: copies (DDP)",
+    )
+    option(
         "--threads", type=count, metavar="N", help="of PyTorch on the host (default: PyTorch's choice; 1 to compare)"
     )
 
@@ -130,18 +136,35 @@ def check(options: argparse.Namespace) -> None:
             raise OptionError(f"--{name.replace('_', '-')} needs --out DIR")
     if options.compare and options.out is None:
         raise OptionError("--compare needs --out DIR")
-    for name in ("optimizer", "seconds"):
+    for name in ("optimizer", "seconds", "shard"):
         if options.compare and getattr(options, name):
             raise OptionError(f"--compare and --{name} exclude each other")
     if not options.compare and (options.lrs or options.seeds):
         raise OptionError("--lrs and --seeds need --compare; one run takes --lr and --seed")
     if options.out is not None and options.out.exists() and not options.out.is_dir():
         raise OptionError(f"--out {options.out}: not a folder")
+    _check_world(options, World.around().size)
     _check_device(options.device)
     if options.capture and torch.device(options.device).type != "cuda":
         raise OptionError(f"--capture needs --device cuda, got {options.device}")
     if options.compile and options.compile not in (known := torch.compiler.list_backends(exclude_tags=())):
         raise OptionError(f"--compile {options.compile}: accepted are {', '.join(known)}")
+
+
+def _check_world(options: argparse.Namespace, size: int) -> None:
+    """Refuse what several processes do not do together."""
+    if size == 1:
+        return
+    for name in ("compare", "capture"):
+        if getattr(options, name):
+            raise OptionError(f"--{name} is accepted with one process, here are {size}: leave out torchrun")
+    batch = options.batch or SIZES[options.size].batch
+    if batch % size:
+        raise OptionError(f"--batch {batch}: {size} processes take equal parts of it; accepted are multiples of {size}")
+    if options.device not in BACKENDS:
+        raise OptionError(
+            f"--device {options.device}: {size} processes choose their own; accepted are {' and '.join(BACKENDS)}"
+        )
 
 
 def _check_device(name: str) -> None:

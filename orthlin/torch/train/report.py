@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from orthlin.torch.train.files import write_atomically
+from orthlin.torch.train.world import ALONE, World
 
 Records = Sequence[Mapping[str, Any]]
 LAST = 100
@@ -30,13 +31,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def header(config: Mapping[str, Any], model: Any, text: Any) -> dict[str, Any]:
+def header(config: Mapping[str, Any], model: Any, text: Any, world: World = ALONE) -> dict[str, Any]:
     """Return the first line of a log."""
     return {
         "config": config,
         "versions": versions(),
         "platform": platform.machine(),
         "threads": torch.get_num_threads(),
+        "processes": world.size,
+        "shard": world.shard,
         "text": text.name,
         "tokens": {"training": len(text.train), "validation": len(text.validation)},
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -11,6 +11,7 @@ from orthlin.torch.train import files, report
 from orthlin.torch.train.config import Config
 from orthlin.torch.train.data import Text
 from orthlin.torch.train.loop import Trainer
+from orthlin.torch.train.world import ALONE, World
 
 Reporter = Callable[[Mapping[str, Any]], None]
 
@@ -24,14 +25,16 @@ def refuse_existing(folder: Path, options: argparse.Namespace) -> None:
         )
 
 
-def run(config: Config, text: Text, options: argparse.Namespace, reporter: Reporter) -> dict[str, Any]:
-    """Train and return the summary; nothing is written before everything has been checked."""
-    folder: Path | None = options.out
+def run(
+    config: Config, text: Text, options: argparse.Namespace, reporter: Reporter, world: World = ALONE
+) -> dict[str, Any]:
+    """Train and return the summary; nothing is written before everything has been checked, and by one process alone."""
+    folder: Path | None = None if world.rank else options.out
     if folder is not None:
         refuse_existing(folder, options)
-    trainer = Trainer.build(config, text)
-    if folder is not None and options.resume:
-        trainer.resume(folder / files.CHECKPOINT)
+    trainer = Trainer.build(config, text, world)
+    if options.resume:
+        trainer.resume(options.out / files.CHECKPOINT)
     with contextlib.ExitStack() as stack:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -40,11 +43,11 @@ def run(config: Config, text: Text, options: argparse.Namespace, reporter: Repor
                 files.clear_parts(folder)
             else:
                 files.clear(folder)
-        log = files.Log(folder, report.header(config.as_dict(), trainer.model, text), trainer.step)
+        log = files.Log(folder, report.header(config.as_dict(), trainer.model, text, world), trainer.step)
         stack.callback(log.close)
         for record in log.records[-1:]:
             reporter(record)
-        status = trainer.train(log, reporter, folder, options.checkpoint_every, options.seconds)
+        status = trainer.train(log, reporter, options.out, options.checkpoint_every, options.seconds)
         log.flush()
         result = report.summary(config.as_dict(), status, log.records)
         if folder is not None:
