@@ -1,15 +1,22 @@
-"""Training by several processes: that of one, to rounding."""
+"""Training by several processes: that of one, to rounding, and what is left when one of them is killed."""
 
 import json
-from functools import cache
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import worlds
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from orthlin.torch.train import checkpoint, files, options
+from orthlin.torch.train import checkpoint, files, loop, options, world
 from orthlin.torch.train.__main__ import main
 from orthlin.torch.train.config import Spec
 from orthlin.torch.train.loop import Clock, Trainer
@@ -130,6 +137,142 @@ def test_four_processes_and_another_model(tmp_path: Path, text: Path) -> None:
     assert main(command(text, tmp_path / "one", *more)) == 0  # alone, one part is the whole
     change = losses_of(tmp_path / "four") - losses_of(tmp_path / "one")
     assert change.abs().max().item() <= expected(text, LOW_RANK)[1]
+
+
+def kill(after: int) -> Callable[..., None]:
+    """A call that ends the process at once, the so-many-th time."""
+    left = [after]
+
+    def call(*_: Any) -> None:
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return call
+
+
+def in_backward(who: int, rank: int) -> None:
+    """After the forward pass of step 8, so that the others wait for gradients."""
+    plain, fuse = loop.loss_of, kill(8)
+
+    def loss_of(*args: Any) -> Any:
+        loss = plain(*args)
+        fuse()
+        return loss
+
+    if rank == who:
+        loop.loss_of = loss_of
+
+
+def in_optimizer(who: int, rank: int) -> None:
+    """Before the optimizer of step 8."""
+    if rank == who:
+        register_optimizer_step_pre_hook(kill(8))
+
+
+def in_write(who: int, rank: int) -> None:
+    """While the second checkpoint is written."""
+    plain, written = checkpoint.write_atomically, []
+
+    def write(path: Path, content: Any) -> None:
+        written.append(path)
+        if len(written) == 2:
+            os.fsync = kill(1)
+        plain(path, content)
+
+    if rank == who:
+        checkpoint.write_atomically = write
+
+
+def in_gathering(who: int, rank: int) -> None:
+    """While the tensors of the second checkpoint are gathered."""
+    plain, fuse, saves = checkpoint.save, kill(10), []
+
+    def save(*args: Any) -> None:
+        saves.append(1)
+        if len(saves) == 2:
+            whole = world.whole
+            world.whole = lambda x: (fuse(), whole(x))[1]
+        plain(*args)
+
+    if rank == who:
+        checkpoint.save = save
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@pytest.mark.parametrize(
+    ("mode", "when", "who", "step"),
+    [
+        ("copies", in_backward, 1, 6),
+        ("copies", in_optimizer, 0, 6),
+        ("copies", in_write, 0, 3),
+        ("shards", in_backward, 0, 6),
+        ("shards", in_optimizer, 1, 6),
+        ("shards", in_write, 0, 3),
+        ("shards", in_gathering, 1, 3),
+    ],
+)
+def test_a_process_is_killed(
+    undisturbed: dict[str, Path],
+    tmp_path: Path,
+    text: Path,
+    mode: str,
+    when: Callable[[int, int], None],
+    who: int,
+    step: int,
+) -> None:
+    killed, start = tmp_path / "killed", time.monotonic()
+    done = worlds.train(command(text, killed, *MODES[mode]), 2, tmp_path, partial(when, who))
+    assert done[who][0] == -signal.SIGKILL
+    code, output = done[1 - who]
+    assert code == 1
+    assert ("process 1 of 2" in output) == (who == 0)
+    assert "error: another process is gone or does not answer: " in output
+    assert "Traceback" not in output
+    assert time.monotonic() - start < world.TIMEOUT.total_seconds()
+    assert not (killed / files.RESULT).exists()
+    assert bool(list(killed.glob("*.part"))) == (when is in_write)
+    assert torch.load(killed / files.CHECKPOINT, weights_only=True)["step"] == step
+    other = next(name for name in MODES if name != mode)
+    for name, processes, how in (("one", 1, mode), ("two", 2, mode), ("other", 2, other)):
+        out = tmp_path / name
+        out.mkdir()
+        for path in killed.iterdir():
+            (out / path.name).write_bytes(path.read_bytes())
+        given = command(text, out, "--resume", *MODES[how])
+        codes = [main(given)] if processes == 1 else [code for code, _ in worlds.train(given, processes, tmp_path)]
+        assert codes == [0] * processes
+        assert not list(out.glob("*.part"))
+        assert_as_alone(out, text)
+    assert_same(tmp_path / "two", undisturbed[mode])
+
+
+def assert_same(found: Path, wanted: Path) -> None:
+    """The same losses and the same state, bit for bit."""
+    assert log_of(found) == log_of(wanted)
+    ends = [torch.load(folder / files.CHECKPOINT, weights_only=True) for folder in (found, wanted)]
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+    world.mapped(lambda a, b: pairs.append((a, b)), *({k: x[k] for k in ("model", "optimizers")} for x in ends))
+    assert len(pairs) > 50
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_torchrun_stops_what_is_left_and_a_second_call_goes_on(
+    undisturbed: dict[str, Path], tmp_path: Path, text: Path
+) -> None:
+    here, script = Path(__file__), tmp_path / "killed.py"
+    script.write_text(
+        f"import os, sys\nsys.path.insert(0, {str(here.parent)!r})\n"
+        f"from {here.stem} import in_backward, main\nin_backward(1, int(os.environ['RANK']))\nsys.exit(main())\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(["", *sys.path])}
+    for start, code, more in (([str(script)], 1, []), (["-m", "orthlin.torch.train"], 0, ["--resume"])):
+        given = [*torchrun, *start, *command(text, tmp_path / "out", *more)]
+        done = subprocess.run(given, capture_output=True, text=True, check=False, env=environment, timeout=300)
+        assert done.returncode == code, done.stderr
+    assert_same(tmp_path / "out", undisturbed["copies"])
 
 
 @pytest.mark.parametrize("mode", MODES)
