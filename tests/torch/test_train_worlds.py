@@ -171,13 +171,13 @@ def in_optimizer(who: int, rank: int) -> None:
 
 
 def in_write(who: int, rank: int) -> None:
-    """While the second checkpoint is written."""
+    """When half of the second checkpoint is written."""
     plain, written = checkpoint.write_atomically, []
 
     def write(path: Path, content: Any) -> None:
         written.append(path)
         if len(written) == 2:
-            os.fsync = kill(1)
+            os.fsync, content = kill(1), content[: len(content) // 2]
         plain(path, content)
 
     if rank == who:

@@ -103,7 +103,7 @@ def train(arguments, world, errors, prepare=None):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(180)
         process.kill()  # if it still waits
         process.join()
     return [(p.exitcode, Path(given[1].format(rank)).read_text()) for rank, p in enumerate(processes)]
