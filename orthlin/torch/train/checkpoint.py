@@ -13,7 +13,7 @@ from orthlin.errors import OrthlinError
 from orthlin.torch._sharded import placed
 from orthlin.torch.train.config import Config, differences
 from orthlin.torch.train.files import write_atomically
-from orthlin.torch.train.world import World, mapped
+from orthlin.torch.train.world import ALONE, World, mapped
 
 FORMAT = 1
 
@@ -23,7 +23,7 @@ class CheckpointError(OrthlinError, ValueError):
 
 
 def save(
-    path: Path, config: Config, step: int, seconds: float, model: Any, optimizers: list[Any], world: World
+    path: Path, config: Config, step: int, seconds: float, model: Any, optimizers: list[Any], world: World = ALONE
 ) -> None:
     """Have the first process write the state after `step` steps; the others give their parts."""
     content = {
