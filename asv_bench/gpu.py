@@ -59,15 +59,18 @@ DTYPES = ("float32", "bfloat16", "float16", "float64", "complex64")
 
 
 class Facts:
-    """Rows of facts, printed as they come and kept for the file."""
+    """Rows of facts, printed as they come, in a file that is complete after every one."""
 
-    def __init__(self, seconds: float) -> None:
-        self.start, self.seconds, self.rows = time.monotonic(), seconds, list[dict[str, Any]]()
+    def __init__(self, seconds: float, path: Path | None) -> None:
+        self.start, self.seconds, self.path, self.rows = time.monotonic(), seconds, path, list[dict[str, Any]]()
 
     def say(self, **fact: Any) -> None:
         """Note a fact."""
         self.rows.append(fact)
         print("  ".join(f"{key}: {value}" for key, value in fact.items()), flush=True)
+        if self.path:
+            content = {"command": f"python asv_bench/gpu.py --seconds {self.seconds:g}", "facts": self.rows}
+            self.path.write_text(json.dumps(content, indent=1) + "\n")
 
     @contextmanager
     def part(self, **what: Any) -> Iterator[bool]:
@@ -290,7 +293,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300, help="begin no part later than this")
     parser.add_argument("--json", type=Path, help="file for all facts")
     options = parser.parse_args()
-    facts = Facts(options.seconds)
+    facts = Facts(options.seconds, options.json)
     name = torch.cuda.get_device_name() if CUDA else "cpu"
     facts.say(
         device=name,
@@ -303,13 +306,6 @@ def main() -> None:
     for part in (check_values, time_routines, time_steps):
         part(facts)
     print(table(facts.rows))
-    if options.json:
-        options.json.write_text(
-            json.dumps(
-                {"command": f"python asv_bench/gpu.py --seconds {options.seconds:g}", "facts": facts.rows}, indent=1
-            )
-            + "\n"
-        )
 
 
 if __name__ == "__main__":
