@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 # One thread a process: the tests run in several, whose threads would wait for each other's cores.
@@ -20,6 +21,7 @@ from hypothesis import HealthCheck, settings
 jax.config.update("jax_enable_x64", True)
 PROPERTIES = 9
 """How many `test_properties.py` has, among which a long run divides its examples."""
+WORDS = "in the beginning was the word and the word was with all of us. "
 settings.register_profile(
     "ci",
     max_examples=60,
@@ -139,3 +141,11 @@ def xp(request: pytest.FixtureRequest) -> Backend:
             pytest.fail(f"required backend {request.param}: {reason}")
         pytest.skip(reason)
     return BACKENDS[request.param]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file to train on."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(WORDS * 40)
+    return path

@@ -95,7 +95,7 @@ class LowRankMuon(Orthogonal):
     DTensors (FSDP2, HSDP, tensor parallelism) make the step of one process, low rank where their rows or columns lie,
     with two sums for all matrices of a shape, else by an owner or gathered on every process; never compiled.
     Cost: 6 m n r flops a matrix and O((m + n) r^2); state: a momentum of m n and, for a warm start, r n numbers.  The
-    least moves 8 m n numbers, 3 of them for the direction; on devices a step moves 22 m n, compiled 14 m n.
+    least moves 8 m n numbers, 3 of them for the direction; on devices a step moves 22 m n, compiled 13 m n.
 
     References
     ----------

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import WORDS
 
 from orthlin.torch.train.__main__ import main
 from orthlin.torch.train.checkpoint import CheckpointError, load, mismatch
@@ -17,16 +18,8 @@ from orthlin.torch.train.loop import Clock, Trainer
 from orthlin.torch.train.options import config, parse, read
 
 FULL = os.environ.get("ORTHLIN_FULL") == "1"
-WORDS = "in the beginning was the word and the word was with all of us. "
 SHORT = ["--size", "pico", "--steps", "6", "--warmup", "2", "--eval-every", "0", "--eval-batches", "2"]
 SHORT += ["--checkpoint-every", "3", "--quiet", "--no-plot"]
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(WORDS * 40)
-    return path
 
 
 def trainer(text: Path, optimizer: str, *more: str) -> Trainer:

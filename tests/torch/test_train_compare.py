@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import WORDS
 
 from orthlin.torch.train import compare
 from orthlin.torch.train.__main__ import main
 from orthlin.torch.train.config import Config
 from orthlin.torch.train.table import markdown, tabulate
-
-WORDS = "in the beginning was the word and the word was with all of us. "
 
 
 def run(name: str, lr: float, seed: int, loss: float | None, status: str = "finished") -> tuple[Config, dict[str, Any]]:

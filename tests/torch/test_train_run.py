@@ -22,16 +22,8 @@ from orthlin.torch.train.config import Spec
 from orthlin.torch.train.files import locked, read_log
 from orthlin.torch.train.loop import Clock, Trainer
 
-WORDS = "in the beginning was the word and the word was with all of us. "
 SHORT = ["--size", "pico", "--warmup", "2", "--eval-batches", "2", "--quiet", "--threads", "1"]
 TIMES = {"tokens_per_s", "optimizer_share", "time"}
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(WORDS * 40)
-    return path
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:

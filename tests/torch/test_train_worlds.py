@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import worlds
+from test_train_run import log_of
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from orthlin.torch.train import checkpoint, files, loop, options, world
@@ -22,7 +23,6 @@ from orthlin.torch.train.config import Spec
 from orthlin.torch.train.loop import Clock, Trainer
 
 pytest.importorskip("transformers", reason="transformers is not installed")
-WORDS = "in the beginning was the word and the word was with all of us. "
 STEPS, EVERY = 12, 3
 COMMON = ["--size", "pico", "--steps", str(STEPS), "--warmup", "2", "--eval-every", "0", "--eval-batches", "2"]
 COMMON += ["--lr", "1e-2", "--clip", "1", "--checkpoint-every", str(EVERY), "--threads", "1", "--quiet", "--no-plot"]
@@ -37,23 +37,10 @@ OPTIMIZERS = {
     "adamw:eps=1e-4": torch.float32,
     "torch_muon:adamw_eps=1e-4": torch.bfloat16,
 }
-TIMES = {"tokens_per_s", "optimizer_share", "time"}
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(WORDS * 40)
-    return path
 
 
 def command(text: Path, out: Path, *more: str, optimizer: str = LOW_RANK) -> list[str]:
     return [str(text), *COMMON, "--optimizer", optimizer, "--out", str(out), *more]
-
-
-def log_of(folder: Path) -> list[dict[str, Any]]:
-    """The records of a log without the times in them."""
-    return [{k: v for k, v in r.items() if k not in TIMES} for r in list(files.read_log(folder / files.LOG))[1:]]
 
 
 def losses_of(folder: Path) -> torch.Tensor:
