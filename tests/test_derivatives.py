@@ -1,5 +1,7 @@
 """Derivatives of every routine: forward and reverse mode, all orders, where singular values coincide too."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -103,12 +105,19 @@ def by_torch(f, A, D, C):
     return forward.numpy(), reverse.numpy()
 
 
+@cache
+def compiled(f):
+    """Both modes in one program, as JAX would compile every single operation of every shape otherwise."""
+
+    def both(X, D, C):
+        return jax.jvp(f, (X,), (D,))[1], jax.grad(lambda X: (f(X) * C.conj()).real.sum())(X).conj()
+
+    return jax.jit(both)
+
+
 def by_jax(f, A, D, C):
     with jax.enable_x64(True):
-        X, D, C = map(jax.numpy.asarray, (A, D, C))
-        forward = jax.jvp(f, (X,), (D,))[1]
-        reverse = jax.grad(lambda X: (f(X) * C.conj()).real.sum())(X)
-        return np.asarray(forward), np.asarray(reverse.conj())
+        return tuple(map(np.asarray, compiled(f)(A, D, C)))
 
 
 def error(name, library, shape, dtype, kind):
