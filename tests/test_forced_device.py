@@ -61,7 +61,7 @@ def test_low_rank_on_the_gallery_without_double_precision(monkeypatch, dtype):
     assert list(test_lowrank.failures(device, given, lambda k: (k // 4, k // 2, k))) == []
 
 
-@pytest.mark.parametrize("dtype", SINGLE)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_polar_on_the_gallery(side, dtype):
     assert test_polar.failures(device, cases(dtypes=(dtype,)), side=side) == {}
