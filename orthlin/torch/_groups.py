@@ -1,7 +1,7 @@
 """Parameter groups: what they may say, who steps which of their parameters, and the state of those."""
 
 from collections.abc import Callable, Collection
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -129,7 +129,12 @@ def scheduled(group: dict[str, Any], rank: Callable[[Any], Any] | None) -> dict[
 
 def view_of(group: dict[str, Any], p: Tensor) -> MatrixView:
     """Return the view of a parameter of a group."""
-    return default_view(tuple(p.shape)) if group["view"] is None else MatrixView(**group["view"])
+    return default_view(tuple(p.shape)) if group["view"] is None else _view(**group["view"])
+
+
+@cache
+def _view(**fields: Any) -> MatrixView:
+    return MatrixView(**fields)
 
 
 def _working(p: Tensor) -> torch.dtype:
@@ -137,38 +142,45 @@ def _working(p: Tensor) -> torch.dtype:
     return torch.float32 if p.dtype.itemsize < 4 else p.dtype
 
 
-@cache
-def _stacks(view: MatrixView, shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """Shapes of the stacks of a view."""
-    return view.shapes(shape)
-
-
-def makers(
-    group: dict[str, Any], p: Tensor, recipe: Recipe, have: Collection[str] = ()
-) -> dict[str, Callable[[], Tensor]]:
-    """How each tensor in the state of a parameter is made: those of its options and, of what it has, the others."""
+def needed(group: dict[str, Any], p: Tensor, recipe: Recipe, have: Collection[str] = ()) -> list[str]:
+    """Keys of the state of a parameter: those of its options and, of what it has, the others."""
     if not is_matrix(group, p):
-        whole = cache(lambda: adamw.state_of(group, p))
         more = ["max_exp_avg_sq"] if group["amsgrad"] or "max_exp_avg_sq" in have else []
-        return {key: partial(lambda key: whole()[key], key) for key in ("step", "exp_avg", "exp_avg_sq", *more)}
+        return ["step", "exp_avg", "exp_avg_sq", *more]
     if p.dtype not in _DTYPES:
         raise DTypeError(f"params: expected real or complex matrices, got {p.dtype}; leave others to 'adamw'")
-    dtype, device, view = _working(p), p.device, view_of(group, p)
-    shapes = _stacks(view, tuple(p.shape))
-    count = sum(shape[0] for shape in shapes)
-    found = {"skipped": lambda: torch.zeros(count, dtype=torch.int32, device=device)}
+    found = ["skipped"]
     if group["momentum"] or group["error_feedback"] or "momentum" in have:
-        found["momentum"] = lambda: made(p, lambda x: torch.zeros(x.shape, dtype=dtype, device=device))
-        found["fading"] = lambda: torch.ones(count, dtype=torch.float32, device=device)
-    if dtype != p.dtype and group["master_weights"]:
-        found["master"] = lambda: made(p, lambda x: x.to(dtype, memory_format=torch.contiguous_format))
+        found += ["momentum", "fading"]
+    if group["master_weights"] and p.dtype.itemsize < 4:
+        found.append("master")
     if group["diagnostics"] or "diagnostics" in have:
-        found["diagnostics"] = lambda: torch.zeros(count, len(DIAGNOSTICS), dtype=torch.float32, device=device)
-    for i, shape in enumerate(shapes):
+        found.append("diagnostics")
+    for i, shape in enumerate(view_of(group, p).shapes(p.shape)):
         warm = recipe.warm_start and (group["scheduled_rank"] or recipe.width(shape) is not None)
         if warm or f"right_{i}" in have:
-            found[f"right_{i}"] = partial(_first_right, recipe, shape, dtype, p, view)
+            found.append(f"right_{i}")
     return found
+
+
+def make(key: str, group: dict[str, Any], p: Tensor, recipe: Recipe) -> Tensor:
+    """Return what a state starts with."""
+    if not is_matrix(group, p):
+        return adamw.state_of(group, p)[key]
+    dtype, device, view = _working(p), p.device, view_of(group, p)
+    shapes = view.shapes(p.shape)
+    count = sum(shape[0] for shape in shapes)
+    if key == "momentum":
+        return made(p, lambda x: torch.zeros(x.shape, dtype=dtype, device=device))
+    if key == "master":
+        return made(p, lambda x: x.to(dtype, memory_format=torch.contiguous_format))
+    if key == "skipped":
+        return torch.zeros(count, dtype=torch.int32, device=device)
+    if key == "fading":
+        return torch.ones(count, dtype=torch.float32, device=device)
+    if key == "diagnostics":
+        return torch.zeros(count, len(DIAGNOSTICS), dtype=torch.float32, device=device)
+    return _first_right(recipe, shapes[int(key.removeprefix("right_"))], dtype, p, view)
 
 
 def _first_right(recipe: Recipe, shape: tuple[int, ...], dtype: torch.dtype, p: Tensor, view: MatrixView) -> Tensor:
@@ -179,18 +191,20 @@ def _first_right(recipe: Recipe, shape: tuple[int, ...], dtype: torch.dtype, p: 
 
 def ready(state: dict[str, Any], group: dict[str, Any], p: Tensor, recipe: Recipe) -> None:
     """Make what a state lacks, and bring the rest to the dtype and device that its parameter has by now."""
-    needed = makers(group, p, recipe, state)
+    keys = needed(group, p, recipe, state)
     matrix = is_matrix(group, p)
-    if "master" not in needed:
+    dtype = _working(p) if matrix else p.dtype
+    if "master" not in keys:
         state.pop("master", None)
-    for key, make in needed.items():
-        if key not in state:
-            state[key] = make()
+    for key in keys:
+        value = state.get(key)
+        if value is None:
+            state[key] = make(key, group, p, recipe)
         elif key not in _OWN_DTYPE:
-            value = state[key].to(p.device, _working(p) if matrix else p.dtype)
+            value = value.to(p.device, dtype)
             state[key] = value.contiguous() if matrix else value
         elif key != "step":
-            state[key] = state[key].to(p.device)
+            state[key] = value.to(p.device)
 
 
 def make_ready(

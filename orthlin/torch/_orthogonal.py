@@ -18,9 +18,10 @@ from orthlin.torch._groups import (
     checked,
     first_recipe,
     listed,
+    make,
     make_ready,
-    makers,
     merged,
+    needed,
     plain,
     recipe_of,
     scheduled,
@@ -90,7 +91,7 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
         params = [tensor(item) for item in group["params"]]
         check_copies(self._copies, group, params)
         recipe = first_recipe(group, self._rank_schedule)
-        states = [{key: make() for key, make in makers(group, p, recipe).items()} for p in params]
+        states = [{key: make(key, group, p, recipe) for key in needed(group, p, recipe)} for p in params]
         super().add_param_group(group)
         self.state.update(zip(params, states, strict=True))
 

@@ -1,6 +1,7 @@
 """Parameters of which every process holds a part: where the parts lie, and what stands in for them in a step."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,12 @@ from orthlin.torch.views import MatrixView
 
 def is_sharded(x: Any) -> bool:
     """Whether a tensor is a DTensor; its module is loaded where one is at hand, not before."""
-    return any(kind.__name__ == "DTensor" for kind in type(x).__mro__)
+    return _is_dtensor(*type(x).__mro__)
+
+
+@cache
+def _is_dtensor(*kinds: Any) -> bool:
+    return any(kind.__name__ == "DTensor" for kind in kinds)
 
 
 def takes_part(p: Tensor, copies: Any = None) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from orthlin._direction import Recipe
 from orthlin.errors import OptionError, OrthlinError
-from orthlin.torch._groups import checked, first_recipe, makers, plain, ready
+from orthlin.torch._groups import checked, first_recipe, make, needed, plain, ready
 from orthlin.torch._sharded import placed
 
 Saved = list[tuple[Tensor, dict[str, Any]]]
@@ -77,14 +77,16 @@ def _taken(where: str, saved: Any, group: dict[str, Any], p: Tensor, recipe: Rec
     if not isinstance(saved, dict):
         raise OptionError(f"state_dict: the state of {where} is {type(saved).__name__}, expected a dict")
     saved = plain(saved)
-    needed = makers({**group, "fused": False, "capturable": False}, nowhere, recipe, saved)
-    notes = {key: x for key, x in saved.items() if key not in needed and isinstance(x, Real | str)}
+    shared = {**group, "fused": False, "capturable": False}
+    keys = needed(shared, nowhere, recipe, saved)
+    notes = {key: x for key, x in saved.items() if key not in keys and isinstance(x, Real | str)}
     kept = saved.keys() - notes.keys()
-    if kept and not needed.keys() - _MADE_ANEW <= kept <= needed.keys():
-        raise OptionError(f"state_dict: {where} has {sorted(saved)}, the optimizer {sorted(needed)}")
+    if kept and not {*keys} - _MADE_ANEW <= kept <= {*keys}:
+        raise OptionError(f"state_dict: {where} has {sorted(saved)}, the optimizer {sorted(keys)}")
     near = group["fused"] or group["capturable"]
-    tensors = {key: _copied(f"{key} of {where}", key, saved[key], needed[key](), p, near) for key in kept}
-    state = {**{key: tensors[key] for key in needed if key in tensors}, **notes}
+    likes = {key: make(key, shared, nowhere, recipe) for key in kept}
+    tensors = {key: _copied(f"{key} of {where}", key, saved[key], likes[key], p, near) for key in kept}
+    state = {**{key: tensors[key] for key in keys if key in tensors}, **notes}
     ready(state, group, p, recipe)
     return state
 

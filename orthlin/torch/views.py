@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -116,15 +117,11 @@ class MatrixView:
         >>> [stack.shape for stack in MatrixView(splits=(4, 2, 2)).view(torch.zeros(8, 5))]
         [torch.Size([1, 4, 5]), torch.Size([1, 2, 5]), torch.Size([1, 2, 5])]
         """
-        matrices = self._matrices(x, copy)
-        axis = 1 + AXES.index(self.split_axis)
-        sizes = self._sizes(matrices.shape[axis], tuple(x.shape))
-        if len(set(sizes)) > 1:
-            starts = [sum(sizes[:i]) for i in range(len(sizes))]
-            return [matrices.narrow(axis, start, size) for start, size in zip(starts, sizes, strict=True)]
-        counts = (sizes[0], len(sizes)) if self.interleave else (len(sizes), sizes[0])
-        blocks = matrices.unflatten(axis, counts).movedim(axis + self.interleave, 0)
-        return list(blocks) if self.batch_ndim else [blocks[:, 0]]
+        places = _places(self, tuple(x.shape), x.stride(), copy)
+        if places is None:
+            return self._stacks(x, copy)
+        offset = x.storage_offset()
+        return [x.as_strided(shape, strides, offset + start) for shape, strides, start in places]
 
     def shapes(self, shape: Sequence[int]) -> list[tuple[int, int, int]]:
         """Shapes of the stacks that `view` gives for a tensor of a shape.
@@ -149,8 +146,18 @@ class MatrixView:
         >>> MatrixView(batch_ndim=1).shapes((8, 32, 16))
         [(8, 32, 16)]
         """
-        stacks = self.view(torch.empty(tuple(shape), device="meta"), copy=True)
-        return [(stack.shape[0], stack.shape[1], stack.shape[2]) for stack in stacks]
+        return list(_shapes(self, tuple(shape)))
+
+    def _stacks(self, x: torch.Tensor, copy: bool) -> list[torch.Tensor]:
+        matrices = self._matrices(x, copy)
+        axis = 1 + AXES.index(self.split_axis)
+        sizes = self._sizes(matrices.shape[axis], tuple(x.shape))
+        if len(set(sizes)) > 1:
+            starts = [sum(sizes[:i]) for i in range(len(sizes))]
+            return [matrices.narrow(axis, start, size) for start, size in zip(starts, sizes, strict=True)]
+        counts = (sizes[0], len(sizes)) if self.interleave else (len(sizes), sizes[0])
+        blocks = matrices.unflatten(axis, counts).movedim(axis + self.interleave, 0)
+        return list(blocks) if self.batch_ndim else [blocks[:, 0]]
 
     def _matrices(self, x: torch.Tensor, copy: bool) -> torch.Tensor:
         """The unsplit matrices as one stack."""
@@ -185,6 +192,31 @@ class MatrixView:
         return list(self.splits)
 
 
+@cache
+def _shapes(view: MatrixView, shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    stacks = view._stacks(torch.empty(shape, device="meta"), True)
+    return [(stack.shape[0], stack.shape[1], stack.shape[2]) for stack in stacks]
+
+
+@cache
+def _places(
+    view: MatrixView, shape: tuple[int, ...], strides: tuple[int, ...], copy: bool
+) -> list[tuple[torch.Size, tuple[int, ...], int]] | None:
+    """Shape, strides and start of every stack in the memory of a tensor; None where a copy has to be made."""
+    x = torch.empty_strided(shape, strides, device="meta")
+    try:
+        stacks = view._stacks(x, False)
+    except ShapeError:
+        if not copy:
+            raise
+        view._stacks(x, True)  # an error, unless strides are all that is wrong
+        return None
+    return [(stack.shape, stack.stride(), stack.storage_offset()) for stack in stacks]
+
+
+_PLAIN = MatrixView()
+
+
 def default_view(shape: Sequence[int]) -> MatrixView:
     r"""View of a parameter of which only the shape is known.
 
@@ -215,4 +247,4 @@ def default_view(shape: Sequence[int]) -> MatrixView:
         )
     if len(shape) not in (2, 4, 5):
         raise ShapeError(f"shape: expected 2, 4 or 5 axes, got {tuple(shape)}; give a view, or use AdamW for it")
-    return MatrixView()
+    return _PLAIN
