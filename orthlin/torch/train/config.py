@@ -25,6 +25,8 @@ class Size(NamedTuple):
 SIZES = {
     "pico": Size(2, 2, 32, 16, 4),
     "nano": Size(4, 4, 128, 64, 12),
+    "nano_wide": Size(4, 4, 256, 64, 12),
+    "nano_deep": Size(12, 4, 64, 64, 12),
     "micro": Size(6, 6, 384, 256, 64),
     "124m": Size(12, 12, 768, 1024, 8),
     "350m": Size(24, 16, 1024, 1024, 8),
