@@ -179,7 +179,7 @@ class Arithmetic(_Counted):
 class Compiled:
     """Passes over a matrix entry in a compiled step of a matrix, by what inductor says that its kernels read and write.
 
-    The device path on the host, whose inductor makes a pass of their own of the norms of the columns.
+    The device path on the host; scheduled for a GPU the norms of the columns are a pass of their own as well.
     """
 
     version = "1"
