@@ -25,7 +25,7 @@ def step_shards(matrices: list[Matrix]) -> None:
 
     Processes without a gradient take part for those that have one.
     """
-    placed = [matrix._replace(given=_given(matrix), parts=located(matrix)) for matrix in matrices]
+    placed = [matrix._replace(given=_given(matrix)) for matrix in locate(matrices)]
     _step([x for x in placed if x.parts is not None and (x.p.grad is not None or _shared(x.parts))])
     gathered = [x for x in placed if x.parts is None]
     for mesh in dict.fromkeys(x.p.device_mesh for x in gathered):
@@ -35,13 +35,25 @@ def step_shards(matrices: list[Matrix]) -> None:
             _step([matrix._replace(given=given, parts=of_copies(matrix))], gathered=True)
 
 
-def located(matrix: Matrix) -> list[Part] | None:
-    """Where the parts of a parameter are, and how they are stepped along, None if it is gathered."""
+def locate(matrices: list[Matrix]) -> list[Matrix]:
+    """Say of parameters where their parts are and how they are stepped along, or that they are gathered."""
+    known: dict[Any, list[Part]] = {}
+    return [matrix._replace(parts=_parts(matrix, known)) for matrix in matrices]
+
+
+def _parts(matrix: Matrix, known: dict[Any, list[Part]]) -> list[Part] | None:
+    """Parts of a parameter, None if it is gathered; `known` are the ways of what is alike."""
+    p, found = matrix.p, []
     if matrix.options["diagnostics"]:
         return None
-    parts = parts_of(matrix.p, matrix.view) if is_sharded(matrix.p) else of_copies(matrix)
-    found = [ways(matrix, part._replace(over_copies=matrix.copies)) for part in parts or []]
-    return [best[0] for best in found] if found and all(found) else None
+    for part in (parts_of(p, matrix.view) if is_sharded(p) else of_copies(matrix)) or []:
+        key = part, matrix.recipe, matrix.kind, p.dtype, "fading" in matrix.state
+        if key not in known:
+            known[key] = ways(matrix, part._replace(over_copies=matrix.copies))
+        if not known[key]:
+            return None
+        found.append(known[key][0])
+    return found or None
 
 
 def of_copies(matrix: Matrix) -> list[Part] | None:

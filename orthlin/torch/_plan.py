@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch import distributed as dist
 
-from orthlin.torch._distributed import located, of_copies
+from orthlin.torch._distributed import locate, of_copies
 from orthlin.torch._owners import Swap, owners_of
 from orthlin.torch._pieces import Matrix
 from orthlin.torch._sharded import chunk, is_sharded, local
@@ -77,13 +77,12 @@ def foretold(plain: list[Matrix], shared: list[Matrix]) -> Plan:
     """Plan of a step of parameters that lie here, and of those on several processes."""
     rows = [Traffic(shape[1:], shape[0], "here", 0, 0) for x in plain for shape in x.view.shapes(tuple(x.p.shape))]
     stacks: dict[Any, list[Any]] = {}
-    for matrix in shared:
-        parts = located(matrix)
-        if parts is None:
+    for matrix in locate(shared):
+        if matrix.parts is None:
             rows.append(_whole(matrix))
             continue
         shapes = matrix.view.shapes(tuple(local(matrix.p).shape))
-        for part, (count, a, w) in zip(parts, shapes, strict=True):
+        for part, (count, a, w) in zip(matrix.parts, shapes, strict=True):
             key = part, a, w, matrix.p.dtype, "master" in matrix.state, matrix.p.device, matrix.recipe, matrix.kind
             stacks.setdefault(key, [matrix, part, a, w, 0])[-1] += count
     owned = [stack for stack in stacks.values() if stack[1].whole and stack[1].group is not None]

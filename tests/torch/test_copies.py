@@ -1,5 +1,7 @@
 """Copies of matrices, whole or in parts, with gradients of their own: the step along the averaged momentum."""
 
+from functools import cache
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -8,7 +10,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from worlds import SIZE, distance, matrix, reduced, results_of, whole
 
@@ -22,6 +24,13 @@ PAIR, N = [(37, 20), (37, 20)], 2
 # A step of N matrices m x n at rank r: m r numbers in double precision, a square, whether a gradient is there, and
 # moves; r n in single.
 LOW = [N * 8 * (37 * 4 + 3), N * 4 * 4 * 20]
+
+
+@cache
+def mesh_of(world, ndim):
+    """Two copies in parts.  Once: torch's caches take equal meshes for one, whose groups are not the same."""
+    names = ("copies", "parts", "others")[:ndim]
+    return init_device_mesh("cpu", (2, world // 2, 1)[:ndim], mesh_dim_names=names)
 
 
 class Case:
@@ -38,9 +47,8 @@ class Case:
         """Group of the copies, its size, and how to cut a tensor."""
         if self.cut is None:
             return dist.group.WORLD, world, lambda x: x
-        names = ["copies", "parts", "others"][: 1 + len(self.cut)]
-        mesh = init_device_mesh("cpu", (2, world // 2, 1)[: len(names)], mesh_dim_names=tuple(names))
-        parts = mesh[tuple(names[1:])]
+        mesh = mesh_of(world, 1 + len(self.cut))
+        parts = mesh[mesh.mesh_dim_names[1:]]
         return mesh["copies"].get_group(), 2, lambda x: distribute_tensor(x, parts, self.cut)
 
     def gradients(self, step, copies, noise=0.0, draw=0):
@@ -57,6 +65,9 @@ class Case:
                 off = torch.randn(shape, generator=g, dtype=torch.float64)
                 x = x + noise * x.abs().square().mean().sqrt() * off
                 x = (16 * x).round() / 16 if self.dtype == torch.bfloat16 else x
+                if self.absent and self.cut and i == 1:  # one part of one copy has a gradient
+                    axis = self.cut[0].dim
+                    x.narrow(axis, -(-shape[axis] // 2), shape[axis] // 2).zero_()
                 there = not self.absent or i == 0 or (i == 1 and copy == 0) or (i == 2 and step == 0)
                 mine.append(x.to(self.dtype) if there else None)
             found.append(mine)
@@ -79,6 +90,8 @@ class Case:
             for p, gs in zip(params, given, strict=True):
                 there = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in gs if g is not None]
                 p.grad = lie((sum(there) / (1 if group else copies)).to(p.dtype)) if there else None
+                if isinstance(p.grad, DTensor) and not p.grad.to_local().any():
+                    p.grad = None
             optimizer.step()
         return params, optimizer
 
@@ -179,7 +192,7 @@ def run(case, world, sums, gathers):
         saved = list(sums)
         found.append(state_of(params, optimizer))
     momenta = [optimizer.state[p]["momentum"] for p in params if "momentum" in optimizer.state[p]]
-    momenta = [x.to_local() if hasattr(x, "to_local") else x for x in momenta]
+    momenta = [x.to_local() if isinstance(x, DTensor) else x for x in momenta]
     kept = [x.numel() * x.element_size() for x in momenta]
     return {"runs": found, "sent": sent, "saved": saved, "momenta": kept, "plans": plans}
 
@@ -288,7 +301,7 @@ def under_hsdp(folder):
 
     The weights after a save and some steps more, and those of another that has loaded it.
     """
-    mesh, rank, ends = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "parts")), dist.get_rank(), []
+    mesh, rank, ends = mesh_of(4, 2), dist.get_rank(), []
     group, here = mesh["copies"].get_group(), slice(4 * rank, 4 * rank + 4)
 
     def average(model):
