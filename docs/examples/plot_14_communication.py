@@ -39,6 +39,12 @@ def owners(m, n, r, P):
     return [share, share]
 
 
+def low_rank_by_owners(m, n, r, P):
+    """The same at low rank; the next warm start goes to all."""
+    there, back = owners(m, n, r, P)
+    return [there, back + SINGLE * r * n * (P - 1) / P]
+
+
 def gathered(m, n, r, P):
     """Weight, gradient and momentum gathered on every device."""
     return [SINGLE * m * n / P] * 3
@@ -54,6 +60,7 @@ SENT = {
     copies: in_sums,
     low_rank: in_sums,
     owners: lambda P: (1, P - 1),
+    low_rank_by_owners: lambda P: (1, P - 1),
     gathered: lambda P: (P - 1, P - 1),
 }
 
@@ -99,6 +106,7 @@ plt.show()
 # %%
 # Low rank on shards sends the least up to some 12 devices for a GPT-2 and 80 for a LLaMA; then owners of full
 # directions do, whose share falls like 1/P while sums stay what they are, but for whom latency grows with the
-# devices, as every one of them talks to all others.  So a mesh of 8 to 64 devices for the shards and copies of it
-# beyond, as HSDP has it, suits low rank.  Copies with gradients of their own give a fifth of what averaged gradients
-# are for a GPT-2 and a twenty-fifth for a LLaMA.
+# devices, as every one of them talks to all others.  Owners make low rank as well, for the warm start on top: an
+# optimizer takes whichever sends less, shape by shape, and ``explain()`` says so.  So a mesh of 8 to 64 devices for
+# the shards and copies of it beyond, as HSDP has it, suits low rank.  Copies with gradients of their own give a fifth
+# of what averaged gradients are for a GPT-2 and a twenty-fifth for a LLaMA.

@@ -8,7 +8,7 @@ from torch import distributed as dist
 
 from orthlin.errors import ArrayTypeError, OptionError
 from orthlin.torch._adamw import is_matrix
-from orthlin.torch._sharded import is_sharded
+from orthlin.torch._sharded import is_sharded, local, sides
 
 
 def group_of(given: Any) -> Any:
@@ -30,9 +30,12 @@ def check_copies(copies: Any, group: dict[str, Any], params: list[Tensor]) -> No
     """Check that the directions of a group can be made of two averaged products."""
     if copies is None or group["algorithm"] == "adamw":
         return
-    if any(is_sharded(p) for p in params):
+    ranks = set(dist.get_process_group_ranks(copies))
+    others = [side for mesh in {p.device_mesh for p in params if is_sharded(p)} for side in sides(mesh)]
+    if any(len(ranks.intersection(dist.get_process_group_ranks(side))) > 1 for side in others):
         raise ArrayTypeError(
-            "replicate_group: expected plain tensors, got a DTensor, whose mesh says where its copies are"
+            "replicate_group: expected processes with the same parts, got some on the mesh of a DTensor; make it on a "
+            "mesh of one copy alone"
         )
     cold = not group["warm_start"] and group["sketch"] != "gaussian"
     for key, refused, accepted in (
@@ -56,7 +59,7 @@ def average_momenta(copies: Any, groups: list[dict[str, Any]], state: dict[Any, 
     for group in groups:
         for p in group["params"]:
             if is_matrix(group, p) and "momentum" in state[p]:
-                momentum = state[p]["momentum"]
+                momentum = local(state[p]["momentum"])
                 part = torch.view_as_real(momentum) if momentum.is_complex() else momentum
                 dist.all_reduce(part, group=copies)
                 part /= size

@@ -180,8 +180,10 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
         Returns
         -------
         Plan
-            `rows` of (shape, matrices, way, collectives, sent), as a string a table.  Not in it: a flag of all that is
-            gathered, one if lr is 0, and one for ``nonfinite="raise"`` on the CPU.
+            `rows` of (shape, matrices, way, collectives, sent, volume, instead), as a string a table: bytes that this
+            process gives, those that a process sends on the average, and would another way.  Not in it: a flag of all
+            that is gathered, and, for each group of processes, one if lr is 0 and one for ``nonfinite="raise"`` on
+            the CPU.
         """
         make_ready(self, self._rank_schedule)
         found: list[list[Matrix]] = [[], []]

@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch import distributed as dist
 
-from orthlin.torch._distributed import locate
+from orthlin.torch._distributed import locate, of_copies
 from orthlin.torch._owners import Swap, owners_of
 from orthlin.torch._pieces import Matrix
-from orthlin.torch._sharded import Part, chunk, is_sharded, local
-
-_SINGLE, _DOUBLE, _FLAG = 4, 8, 4  # bytes of a number
+from orthlin.torch._sharded import chunk, is_sharded, local
+from orthlin.torch._ways import flags_of, itemsize, name_of, riding, sums_of, volume, ways
 
 
 class Traffic(NamedTuple):
@@ -25,11 +24,15 @@ class Traffic(NamedTuple):
     matrices : int
         Their number.
     way : {"here", "low rank", "owners", "copies", "averaged", "gathered"}
-        How they are stepped along.
+        How they are stepped along, of parts of copies two of them.
     collectives : int
         Calls of torch.distributed in a step.
     sent : int
         Bytes that this process gives into them, for an exchange those that go to others.
+    volume : float
+        Bytes that a process sends, on the average of all of them: sums around a ring, exchanges once.
+    instead : tuple of (str, float)
+        The other ways that give the same update, and what they would send.
     """
 
     shape: tuple[int, ...]
@@ -37,6 +40,8 @@ class Traffic(NamedTuple):
     way: str
     collectives: int
     sent: int
+    volume: float = 0.0
+    instead: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,13 +58,19 @@ class Plan:
 
     def __str__(self) -> str:
         """Return the table, with the sums."""
-        count, calls, sent = (sum(getattr(r, key) for r in self.rows) for key in ("matrices", "collectives", "sent"))
-        total = ("in all", str(count), "", str(calls), str(sent))
-        cells = [("shape", "matrices", "way", "collectives", "bytes")]
-        cells += [("x".join(map(str, r[0])), str(r[1]), r[2], str(r[3]), str(r[4])) for r in self.rows]
-        cells.append(total)
+        keys = "matrices", "way", "collectives", "sent", "volume"
+        sums = {key: "" if key == "way" else sum(getattr(row, key) for row in self.rows) for key in keys}
+        cells = [["shape", "matrices", "way", "collectives", "bytes", "volume", "instead"]]
+        for row in self.rows:
+            others = ", ".join(f"{name} {size:.0f}" for name, size in row.instead)
+            cells.append(["x".join(map(str, row.shape)), *(_cell(getattr(row, key)) for key in keys), others])
+        cells.append(["in all", *map(_cell, sums.values()), ""])
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         return "\n".join("  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+
+def _cell(x: Any) -> str:
+    return f"{x:.0f}" if isinstance(x, float) else str(x)
 
 
 def foretold(plain: list[Matrix], shared: list[Matrix]) -> Plan:
@@ -74,63 +85,50 @@ def foretold(plain: list[Matrix], shared: list[Matrix]) -> Plan:
         for part, (count, a, w) in zip(matrix.parts, shapes, strict=True):
             key = part, a, w, matrix.p.dtype, "master" in matrix.state, matrix.p.device, matrix.recipe, matrix.kind
             stacks.setdefault(key, [matrix, part, a, w, 0])[-1] += count
-    owned = [stack for stack in stacks.values() if stack[1].whole]
-    owners = dict(zip(map(id, owned), owners_of([(part, count) for _, part, _, _, count in owned]), strict=True))
-    for stack in stacks.values():
-        matrix, part, a, w, count = stack
-        if part.whole:
-            sent = _by_owners(matrix, Swap(part, tuple(owners[id(stack)])), a * w)
-            rows.append(Traffic(part.shape, count, "owners", 2, sent))
-        else:
-            calls = _low(matrix, part, a, w)
-            way = "copies" if part.over_copies is not None else "low rank" if calls else "here"
-            rows.append(Traffic(part.shape, count, way, len(calls), count * sum(calls)))
-    return Plan(tuple(rows))
+    owned = [stack for stack in stacks.values() if stack[1].whole and stack[1].group is not None]
+    ranks = [matrix.recipe.width(part.shape, matrix.options["step"]) for matrix, part, *_ in owned]
+    found = owners_of([(part, count, r) for (_, part, *_, count), r in zip(owned, ranks, strict=True)])
+    owners = {id(stack): tuple(x) for stack, x in zip(owned, found, strict=True)}
+    return Plan((*rows, *(_row(stack, owners.get(id(stack))) for stack in stacks.values())))
 
 
-def _flags(matrix: Matrix) -> int:
-    """Flags of a matrix: whether a gradient is there, and, with a momentum, whether it is zero."""
-    return 2 if "fading" in matrix.state else 1
+def _row(stack: list[Any], owners: tuple[int, ...] | None) -> Traffic:
+    """What goes for a stack: a matrix of it, their part, which has a x w entries, and their number."""
+    matrix, part, a, w, count = stack
+    sums = sums_of(matrix, part, a, w)
+    calls, sent = len(sums), count * sum(size for _, size in sums)
+    if owners is not None:
+        calls, sent = calls + 2, sent + _by_owners(matrix, Swap(part, owners), a, w)
+    others = tuple((name_of(way), count * volume(matrix, way)) for way in ways(matrix, part) if way != part)
+    return Traffic(part.shape, count, name_of(part), calls, sent, count * volume(matrix, part), others)
 
 
-def _low(matrix: Matrix, part: Part, a: int, w: int) -> list[int]:
-    """Bytes of a matrix in each sum, of which a x w entries are here; see :func:`orthlin._shards.factors`."""
-    c, flags = (2 if matrix.p.is_complex() else 1), _flags(matrix)
-    r = matrix.recipe.width(part.shape, matrix.options["step"]) or 0
-    found = []
-    if part.over_columns is not None:
-        found += [_DOUBLE * (c * a * r + flags), _DOUBLE * c * r * r]
-    if part.over_copies is not None:
-        found += [_DOUBLE * (c * a * r + 1 + flags), _SINGLE * c * r * w]
-    if part.over_rows is not None:
-        squares = w if matrix.recipe.tail else 1
-        found += [_DOUBLE * (c * r * r + squares + flags), _SINGLE * c * (r * r + r * w)]
-    return found
-
-
-def _by_owners(matrix: Matrix, swap: Swap, here: int) -> int:
-    """Bytes to others of a stack, with flags and, on the way back, one more for what is finite."""
-    part, flags = swap.part, _flags(matrix)
-    size, rank = dist.get_world_size(part.group), dist.get_rank(part.group)
-    itemsize = max(matrix.p.dtype.itemsize, _SINGLE)
-    mine = swap.owners.count(rank)
-    others: int = math.prod(part.shape) - here + (size - 1) * (flags + 1)
-    sent: int = itemsize * ((len(swap.owners) - mine) * (here + flags) + mine * others)
+def _by_owners(matrix: Matrix, swap: Swap, a: int, w: int) -> int:
+    """Bytes to others of a stack, with what rides with it."""
+    part, flags, (more, notes) = swap.part, flags_of(matrix), riding(matrix, swap.part)
+    size, mine = dist.get_world_size(part.group), len(swap.mine)
+    here, whole = (a + more) * w, (part.shape[0] + more) * part.shape[1]
+    others = whole - here + (size - 1) * notes
+    sent: int = itemsize(matrix) * ((len(swap.owners) - mine) * (here + flags) + mine * others)
     return sent
 
 
 def _whole(matrix: Matrix) -> Traffic:
+    """What goes for a parameter that is gathered, and, of copies, averaged."""
     p, shapes = matrix.p, matrix.view.shapes(tuple(matrix.p.shape))
-    count = sum(shape[0] for shape in shapes)
-    if matrix.copies is not None:
-        return Traffic(tuple(p.shape), count, "averaged", 1, p.numel() * p.dtype.itemsize)
     gathered = [p, p, *(x for x in matrix.state.values() if isinstance(x, Tensor) and is_sharded(x))]
     calls = [call for x in gathered for call in _gathering(x)]
-    return Traffic(tuple(p.shape), count, "gathered", len(calls), sum(calls))
+    sent, sends = sum(size for size, _ in calls), float(sum(size * (others - 1) for size, others in calls))
+    means = list(zip(of_copies(matrix) or [], shapes, strict=False))
+    for part, (count, m, n) in means:
+        sent += sum(count * size for _, size in sums_of(matrix, part, m, n))
+        sends += count * volume(matrix, part)
+    name = "averaged, gathered" if means else "gathered"
+    return Traffic(tuple(p.shape), sum(shape[0] for shape in shapes), name, len(calls) + len(means), sent, sends)
 
 
-def _gathering(x: Any) -> list[int]:
-    """Bytes of this process, filled up to those of the largest part, in the gathering of a tensor."""
+def _gathering(x: Any) -> list[tuple[int, int]]:
+    """Bytes of this process, filled up to those of the largest part, and of how many, to gather a tensor."""
     lengths, cuts, found = list(x.shape), [], []
     for i, placement in enumerate(x.placements):
         if placement.is_shard():
@@ -140,6 +138,6 @@ def _gathering(x: Any) -> list[int]:
             lengths[d] = stop - start
     for d, length, size in reversed(cuts):
         lengths[d] = -(-length // size)
-        found.append(math.prod(lengths) * x.dtype.itemsize)
+        found.append((math.prod(lengths) * x.dtype.itemsize, size))
         lengths[d] = length
     return found

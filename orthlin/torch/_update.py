@@ -101,12 +101,12 @@ def _directed_in_parts(
     part: Any = pieces[0].part
     U, given, moved = _blends(pieces, group), cast(Tensor, _given(pieces)), _moved(pieces, sizes)
     xp, step, name = be.namespace(U), group["step"], stream_name(part.shape)
-    if part.whole:
-        d, given, moved = by_owners(U, recipe, Swap(part, pieces[0].owners), step, given, moved)
-        return U, d, moved, _bad(U, d.finite, given)
-    right, r = None, recipe.width(part.shape, step) or 0
-    if recipe.warm_start:
+    right, r = None, recipe.width(part.shape, step)
+    if r is not None and recipe.warm_start:
         right = torch.cat([recipe.resized(xp, p.state[p.right], r, step, name, part.columns) for p in pieces])
+    if part.whole:
+        d, given, moved = by_owners(U, right, recipe, Swap(part, pieces[0].owners), step, name, given, moved)
+        return U, d, moved, _bad(U, d.finite, given)
     exchange = Exchange(given, moved)
     d = recipe.direction_on_shards(xp, U, right, step, name, exchange.shards(part))
     return U, d, exchange.moved(), _bad(U, d.finite, exchange.given())

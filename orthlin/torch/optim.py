@@ -76,7 +76,8 @@ class LowRankMuon(Orthogonal):
     seed : int
         Random numbers are a function of seed, matrix shape and step.
     replicate_group : ProcessGroup or DeviceMesh, optional
-        Processes whose copies of the matrices keep gradients of their own: two products are averaged in their place.
+        Processes whose copies of the matrices, whole or in parts, keep gradients of their own: two products are
+        averaged in their place, or what is orthogonalized where that is less.
     adamw : dict, optional
         Options of torch.optim.AdamW for the parameters that go there, the learning rate by default that of the
         matrices.  What a group says itself holds for all of its parameters, a learning rate for the matrices.
@@ -93,7 +94,7 @@ class LowRankMuon(Orthogonal):
     the precision set for float32 products; autocast changes nothing.  A matrix whose gradient has become zero goes on
     for less than 1/(1 - beta) steps in all: each is beta times the one before.  A refused step has changed nothing.
     DTensors (FSDP2, HSDP, tensor parallelism) make the step of one process, low rank where their rows or columns lie,
-    with two sums for all matrices of a shape, else by an owner or gathered on every process; never compiled.
+    with two sums for all matrices of a shape, or by an owner, whichever sends less, else gathered; never compiled.
     Cost: 6 m n r flops a matrix and O((m + n) r^2); state: a momentum of m n and, for a warm start, r n numbers.  The
     least moves 8 m n numbers, 3 of them for the direction; on devices a step moves 22 m n, compiled 13 m n.
 

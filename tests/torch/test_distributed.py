@@ -22,6 +22,8 @@ WORLDS = (4, 2)
 STEPS = 3
 ROWS = (Shard(0),)
 WARM = {"rank": 4, "warm_start": True, "tail": "auto"}
+SECOND, SIXTH = {**WARM, "rank": 2}, {**WARM, "rank": 6}
+FEEDBACK = {**WARM, "nesterov": False, "error_feedback": True}
 
 
 class Case:
@@ -69,28 +71,32 @@ class Case:
         return params, optimizer
 
 
-PAIR, WIDE = [(37, 20), (37, 20)], [(12, 40), (12, 40)]
+PAIR, WIDE, TALL = [(37, 20), (37, 20)], [(12, 40), (12, 40)], [(30, 20), (30, 20)]
 N = len(PAIR)
 # A step of N matrices m x n at rank r, rows cut: r^2 + n numbers in double precision, n only for a tail, and whether a
 # gradient is there and moves; r^2 + r n in single.  Columns cut: m r, and r^2, in double precision.
 BY_ROWS = [N * 8 * (16 + 20 + 2), N * 4 * (16 + 80)]
-WIDE_BY_ROWS = [N * 8 * (16 + 40 + 2), N * 4 * (16 + 160)]
 BY_COLUMNS = [N * 8 * (12 * 4 + 2), N * 8 * 16]
 BY_BOTH = [N * 8 * (18 * 4 + 2), N * 8 * (16 + 10 + 2), N * 4 * (16 + 40), N * 8 * 16]  # halves of 36 x 20
 
 
-def owned(*shapes, size=4, side=0, flags=2):
-    """Bytes that a process sends in a step, by rank and world: parts to owners, and back; with flags, two and three."""
+def owned(*shapes, size=4, side=0, flags=2, warm=0, more=1):
+    """Bytes that a process sends in a step, by rank and world: parts to owners, and back, with two and three flags.
+
+    A warm start of some rows rides with columns both ways; of rows that are cut all get it whole.
+    """
 
     def sums(rank, world):
         found, at = [], 0
         for shape, count in shapes:
             cut = shape[side]
-            length = [max(0, min(cut - i * -(-cut // world), -(-cut // world))) * shape[1 - side] for i in range(world)]
+            share, other = -(-cut // world), shape[1 - side] + side * warm
+            length = [max(0, min(cut - i * share, share)) * other for i in range(world)]
             owners = [(at + i) % world for i in range(count)]
             at += count
             found.append(size * sum(length[rank] + flags for owner in owners if owner != rank))
-            found.append(size * owners.count(rank) * sum(length[i] + flags + 1 for i in range(world) if i != rank))
+            notes = flags + more + (1 - side) * warm * shape[1]
+            found.append(size * owners.count(rank) * sum(length[i] + notes for i in range(world) if i != rank))
         return found
 
     return sums
@@ -103,26 +109,32 @@ CASES = {
     "paper": Case(PAIR, [N * 8 * (16 + 1 + 2), BY_ROWS[1]], rank=4, **PAPER),
     "warm, tail": Case(PAIR, BY_ROWS, **WARM),
     "replicated and cut": Case(PAIR, BY_ROWS, (Replicate(), Shard(0)), (2, 2), **WARM),
-    "columns": Case(WIDE, BY_COLUMNS, [Shard(1)], rank=4, tail="auto", warm_start=False),
+    "columns": Case(WIDE, [N * 8 * (12 * 2 + 2), N * 8 * 4], [Shard(1)], rank=2, tail="auto", warm_start=False),
     "columns, warm, tail": Case(WIDE, BY_COLUMNS, [Shard(1)], **WARM),
-    "in first": Case([(20, 37)] * N, [N * 8 * (37 * 4 + 2), N * 8 * 16], view=IN_FIRST, **WARM),
+    "in first": Case(
+        [(20, 37)] * N, [N * 8 * (37 * 2 + 2), N * 8 * 4], view=IN_FIRST, **SECOND
+    ),
     "both sides": Case(
         [(36, 20)] * N, BY_BOTH, (Shard(0), Shard(1)), (2, 2), **WARM
     ),
-    "parts without rows": Case([(5, 20)] * N, [N * 8 * (4 + 20 + 2), N * 4 * (4 + 40)], **{**WARM, "rank": 2}),
-    "columns, parts without": Case([(20, 5)] * N, [N * 8 * (20 * 2 + 2), N * 8 * 4], [Shard(1)], **{**WARM, "rank": 2}),
-    "two shapes": Case([(37, 20), (12, 40), (37, 20), (12, 40)], [*BY_ROWS, *WIDE_BY_ROWS], **WARM),
+    "parts without rows": Case(
+        [(5, 20)] * N, [N * 8 * (4 + 20 + 2), N * 4 * (4 + 40)], **{**FEEDBACK, "rank": 2}
+    ),
+    "columns, parts without": Case(
+        [(20, 5)] * N, [N * 8 * (20 * 2 + 2), N * 8 * 4], [Shard(1)], **{**FEEDBACK, "rank": 2}
+    ),
+    "two shapes": Case([*PAIR[:1], *TALL, *PAIR[1:]], 2 * BY_ROWS, **WARM),
     "same parts of two shapes": Case([(37, 20), (40, 20)], 2 * [x // 2 for x in BY_ROWS], **WARM),
     "nothing moves without a momentum": Case(
         PAIR, [N * 8 * (16 + 1 + 1), BY_ROWS[1]], make=LowRankMSGD, rank=4
     ),
     "blocks beside the cut": Case(
-        [(20, 36)], [3 * 8 * (12 * 4 + 2), 3 * 8 * 16], view=MatrixView(transposed=True, splits=3), **WARM
+        [(20, 36)], [3 * 8 * (12 * 2 + 2), 3 * 8 * 4], view=MatrixView(transposed=True, splits=3), **SECOND
     ),
-    "kernels": Case([(18, 4, 3, 3)], [8 * (16 + 36 + 2), 4 * (16 + 144)], **WARM),
+    "kernels": Case([(18, 4, 3, 3)], [8 * (4 + 36 + 2), 4 * (4 + 72)], **SECOND),
     "masters": Case(PAIR, BY_ROWS, dtype=torch.bfloat16, weight_decay=0.1, **WARM),
     "complex": Case(PAIR, [N * 8 * (32 + 20 + 2), 2 * BY_ROWS[1]], dtype=torch.complex64, **WARM),
-    "error feedback": Case(PAIR, BY_ROWS, nesterov=False, error_feedback=True, **WARM),
+    "error feedback": Case(PAIR, BY_ROWS, **FEEDBACK),
     "cautious": Case(PAIR, BY_ROWS, cautious=True, weight_decay=0.1, **WARM),
     "tolerance": Case(PAIR, BY_ROWS, tol=0.01, **WARM),
     "absent": Case([(37, 20)] * 3, [4, *(3 * x // N for x in BY_ROWS)], absent=0, nonfinite="raise", **WARM),
@@ -134,7 +146,7 @@ CASES = {
         [(36, 20)] * 3, [3 * x // N for x in BY_BOTH], (Shard(0), Shard(1)), (2, 2), absent=1, **WARM
     ),
     "absent, error feedback": Case(
-        [(37, 20)] * 3, [3 * x // N for x in BY_ROWS], absent=0, nesterov=False, error_feedback=True, **WARM
+        [(37, 20)] * 3, [3 * x // N for x in BY_ROWS], absent=0, **FEEDBACK
     ),
     "owners": Case(PAIR, owned(((37, 20), N)), make=Muon, weight_decay=0.1),
     "owners, many": Case([(37, 20)] * 5, owned(((37, 20), 5)), make=Muon),
@@ -151,28 +163,51 @@ CASES = {
     "owners, masters": Case(PAIR, owned(((37, 20), N)), make=Muon, dtype=torch.bfloat16),
     "owners, absent": Case([(37, 20)] * 3, owned(((37, 20), 3)), make=Muon, absent=0),
     "owners, absent, masters": Case([(37, 20)] * 3, owned(((37, 20), 3)), make=Muon, absent=0, dtype=torch.bfloat16),
-    "whole: absent": Case([(37, 20)] * 3, [3 * 4], n_iter=1, absent=0, **WARM),
-    "whole: absent, masters": Case([(37, 20)] * 3, [3 * 4], n_iter=1, absent=0, dtype=torch.bfloat16, **WARM),
+    "owners, low rank": Case(WIDE, owned(((12, 40), N), warm=6), **SIXTH),
+    "owners, low rank, columns": Case(
+        WIDE, owned(((12, 40), N), side=1, warm=11), [Shard(1)], **{**WARM, "rank": 11}
+    ),
+    "owners, cold": Case(WIDE, owned(((12, 40), N)), **{**SIXTH, "warm_start": False}),
+    "owners, power iterations": Case(PAIR, owned(((37, 20), N), warm=4), n_iter=1, **WARM),
+    "owners, columns of G": Case(PAIR, owned(((37, 20), N)), rank=4, warm_start=False, sketch="columns", tail=0.0),
+    "owners, sparse sketch": Case(PAIR, owned(((37, 20), N)), rank=4, warm_start=False, sketch="sparse_sign"),
+    "owners, nuclear": Case(WIDE, owned(((12, 40), N), side=1, warm=4, more=2), [Shard(1)], scale="nuclear", **WARM),
+    "owners, full, nuclear": Case(PAIR, owned(((37, 20), N), more=2), make=Muon, scale="nuclear"),
+    "owners, low rank, double": Case(PAIR, owned(((37, 20), N), size=8, warm=4), dtype=torch.float64, **WARM),
+    "owners, low rank, complex": Case(
+        WIDE, owned(((12, 40), N), size=8, warm=6, more=2), dtype=torch.complex64, scale="nuclear", **SIXTH
+    ),
+    "owners, low rank, complex columns": Case(
+        WIDE, owned(((12, 40), N), side=1, size=8, warm=4), [Shard(1)], dtype=torch.complex64, n_iter=1, **WARM
+    ),
+    "owners, low rank, without rows": Case([(5, 20)] * N, owned(((5, 20), N), warm=2), **SECOND),
+    "owners, low rank, absent": Case([(37, 20)] * 3, owned(((37, 20), 3), warm=4), n_iter=1, absent=0, **WARM),
+    "owners, low rank, absent, masters": Case(
+        [(37, 20)] * 3, owned(((37, 20), 3), warm=4), n_iter=1, absent=0, dtype=torch.bfloat16, **WARM
+    ),
+    "replicated": Case(PAIR, [], (Replicate(),), **WARM),
+    "replicated, full": Case(PAIR, [], (Replicate(),), make=Muon),
+    "whole: absent": Case([(37, 20)] * 3, [3 * 4], n_iter=1, absent=0, **FEEDBACK),
+    "whole: absent, masters": Case([(37, 20)] * 3, [3 * 4], n_iter=1, absent=0, dtype=torch.bfloat16, **FEEDBACK),
     "rank that changes": Case(WIDE, None, [Shard(1)], **{**WARM, "rank": lambda step: 3 + step}),
-    "whole: full": Case(PAIR, GATHERED, make=Muon, scale="nuclear"),
-    "whole: power iterations": Case(PAIR, GATHERED, n_iter=1, **WARM),
-    "whole: columns of G": Case(PAIR, GATHERED, rank=4, warm_start=False, sketch="columns"),
-    "whole: nuclear": Case(WIDE, GATHERED, [Shard(1)], scale="nuclear", **WARM),
-    "whole: double": Case(PAIR, GATHERED, dtype=torch.float64, **WARM),
+    "whole: error feedback": Case(PAIR, GATHERED, n_iter=1, **FEEDBACK),
     "whole: notes": Case(PAIR, GATHERED, diagnostics=True, **WARM),
     "whole: blocks cut": Case([(36, 20)], [4], view=MatrixView(splits=3), **WARM),
     "whole: experts": Case([(3, 12, 20)], [4], view=MatrixView(batch_ndim=1), **WARM),
     "whole: kernels cut": Case([(18, 4, 3, 3)], [4], [Shard(1)], **WARM),
     "whole: cut twice": Case(PAIR, 2 * GATHERED, (Shard(0), Shard(0)), (2, 2), **WARM),
-    "whole: masters": Case(PAIR, GATHERED, make=Muon, scale="nuclear", dtype=torch.bfloat16),
+    "whole: masters": Case(PAIR, GATHERED, make=Muon, diagnostics=True, dtype=torch.bfloat16),
 }  # fmt: skip
 
 
 def run(case, world, sums, gathers):
-    """Whole parameters and state after some steps, twice, the bytes of sums, the number of collectives, and plans."""
+    """Whole parameters and state after some steps, the bytes of sums, the number of collectives, and plans.
+
+    Two processes do it twice.
+    """
     mesh = init_device_mesh("cpu", case.mesh or (world,))
     found = []
-    for _ in range(2):
+    for _ in range(2 if world == 2 else 1):
         sums.clear()
         counts, plans = [], []
 
@@ -396,6 +431,8 @@ def test_plans_foretell_what_goes(results, name, world):
             gathered = [row for row in rows if row[2] == "gathered"]
             others = [row for row in rows if row[2] != "gathered"]
             flags = 4 * len(gathered) * len(case.mesh or (world,)) + 4 * ("nonfinite" in case.options)
+            sides = sum(isinstance(placement, Shard) for placement in case.placements)
+            assert all(row[3] <= 2 * sides for row in others)  # for all matrices of a shape
             assert sum(row[4] for row in others) == sum(sums) - flags
             assert sum(row[4] for row in gathered) == sum(gathers)
             assert sum(row[3] for row in gathered) == len(gathers)

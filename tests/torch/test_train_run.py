@@ -79,6 +79,15 @@ def test_random_state_of_torch_is_left_alone(text: Path) -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+@pytest.mark.parametrize(("dtype", "wanted"), [("float64", torch.float64), ("bfloat16", torch.float32)])
+def test_losses_have_at_least_single_precision(text: Path, dtype: str, wanted: torch.dtype) -> None:
+    given = options.parse([str(text), "--size", "pico", "--dtype", dtype, "--threads", "1"])
+    read = options.read(given)
+    run = Trainer.build(options.config(given, read, Spec.parse("adamw"), given.lr, 0), read)
+    run.advance(Clock("cpu"))
+    assert run.pending[0][1].dtype == wanted
+
+
 @pytest.mark.parametrize("model", ["gpt2", "llama"])
 def test_it_learns(tmp_path: Path, text: Path, model: str) -> None:
     command = [str(text), *SHORT, "--steps", "100", "--model", model, "--lr", "3e-2", "--no-plot"]

@@ -71,4 +71,5 @@ def loss_of(model: Module, drawn: Any, config: Config) -> Any:
         windows = windows.pin_memory().to(device, non_blocking=True)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.amp):
         logits = model(input_ids=windows[:, :-1], use_cache=False).logits
-    return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten())
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
