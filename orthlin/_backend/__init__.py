@@ -50,6 +50,7 @@ from orthlin._backend.linalg import (
     large_product,
     reduced,
     scaled,
+    select,
     svd,
 )
 from orthlin._backend.loop import repeat
@@ -76,5 +77,5 @@ __all__ = [
     "from_numbers", "gram", "installed", "inv", "inv_lower", "is_complex", "is_dense", "is_half", "is_host",
     "is_number", "is_single", "kind", "large_product", "largest_exponent", "ldexp", "max_exponent", "namespace",
     "nonzero", "numbers", "own_settings", "power_factor", "products", "random_source", "reduced", "repeat",
-    "safe_factor", "scalar", "scaled", "settings", "stream", "svd", "transfer", "wide_dtype", "working",
+    "safe_factor", "scalar", "scaled", "select", "settings", "stream", "svd", "transfer", "wide_dtype", "working",
 ]  # fmt: skip

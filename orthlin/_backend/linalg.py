@@ -266,6 +266,15 @@ def eye_like(xp: Any, x: Array, n: int) -> Array:
     return xp.eye(n, dtype=x.dtype, device=device(x))
 
 
+def select(xp: Any, ok: Array, a: Array, b: Any) -> Array:
+    """`a` where `ok`, which comes from `numbers`, else `b`; on the host no call where it is one of them throughout."""
+    if isinstance(ok, np.ndarray) and ok.all():
+        return a
+    if isinstance(ok, np.ndarray) and not (isinstance(b, float) or ok.any()):
+        return b
+    return xp.where(from_numbers(xp, ok, a), a, b)
+
+
 def choose(xp: Any, ok: Array, quick: Callable[[], tuple[Array, ...]], slow: Callable[[], tuple[Array, ...]]) -> Any:
     """`quick()` for the matrices of a host stack where `ok`, else `slow()`, each called only if it is needed.
 
