@@ -13,6 +13,8 @@ from orthlin import _backend as be
 from orthlin.errors import ArrayTypeError, DeviceError, DTypeError, OptionError, RankError, ShapeError
 
 _BITS = (16, 32, 64)  # of a real number, or of each part of a complex one
+_UNLIKE = (np.ma.MaskedArray, np.matrix)  # arrays of NumPy that compute otherwise
+_BOOLS = (bool, np.bool)
 
 
 def _describe(x: Any) -> str:
@@ -21,7 +23,7 @@ def _describe(x: Any) -> str:
 
 def array(x: Any, name: str) -> Any:
     """Namespace of `x`; ArrayTypeError or DTypeError unless it is an array of floating-point numbers."""
-    if isinstance(x, np.ma.MaskedArray | np.matrix) or not be.is_dense(x):
+    if isinstance(x, _UNLIKE) or not be.is_dense(x):
         got = f"{_describe(x)} {getattr(x, 'layout', '')}".rstrip()
         raise ArrayTypeError(
             f"{name}: expected a plain dense array, got {got}; "
@@ -73,7 +75,7 @@ def companion(xp: Any, x: Any, name: str, other: Any, other_name: str) -> None:
 def count(value: Any, name: str, *, low: int = 0, high: int | None = None) -> int:
     """`value` as an int in [low, high]."""
     try:
-        if isinstance(value, bool | np.bool):
+        if isinstance(value, _BOOLS):
             raise TypeError
         number = operator.index(value)
     except TypeError:
@@ -101,7 +103,7 @@ def option(value: Any, name: str, accepted: Collection[str]) -> None:
 
 def flag(value: Any, name: str) -> None:
     """Check that `value` is True or False."""
-    if not isinstance(value, bool | np.bool):
+    if not isinstance(value, _BOOLS):
         raise OptionError(f"{name}: expected True or False, got {value!r}")
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from orthlin import _backend as be
 from orthlin._derivatives import basis_rule, polar_adjoint, polar_rule
 from orthlin._gram import approximate_root, basis, inverse_root, wide
@@ -140,10 +142,11 @@ def _exact(xp: Any, Q: Array, C: Array, r: int) -> tuple[Array, Array, Array]:
 def _by_gram(xp: Any, Q: Array, C: Array, r: int) -> tuple[Array, Array, Array]:
     """Q (C C^H)^(-1/2) C with the Gram matrix in float64 where that is accurate, else as `_exact`."""
     s, V, M = _eigh_root(xp, be.gram(xp, be.convert(xp, C, be.wide_dtype(xp, C))), r)
+    low, top = s[..., :1], s[..., -1:]
     # The Gram matrix squares the condition number: its error eps_wide cond^2 stays below eps by a factor 16.
-    good = s[..., :1] * be.eps(xp, C) > 16 * be.eps(xp, s) * s[..., -1:]
+    good = low * be.eps(xp, C) > 16 * be.eps(xp, V) * top
     # A product in single precision adds up to eps cond / 2.
-    mild = s[..., -1:] <= MILD**2 * r * s[..., :1]
+    mild = top <= MILD**2 * r * low
 
     def single() -> tuple[Array, Array, Array]:
         return Q, be.convert(xp, M, C.dtype), C
@@ -162,9 +165,12 @@ def _leading(xp: Any, Q: Array, V: Array) -> Array:
     return Q if V.shape[-1] == V.shape[-2] else Q @ be.convert(xp, V, Q.dtype)
 
 
-def _eigh_root(xp: Any, S: Array, r: int) -> tuple[Array, Array, Array]:
-    """Leading r eigenvalues s and eigenvectors V of S, and S^(-1/2), or s^(-1/2) V^H if r is less than its order."""
+def _eigh_root(xp: Any, S: Array, r: int) -> tuple[np.ndarray, Array, Array]:
+    """Leading r eigenvalues s and eigenvectors V of S, and S^(-1/2), or s^(-1/2) V^H if r is less than its order.
+
+    The eigenvalues are NumPy's, (..., 1, r); where one is not positive, the root is not finite.
+    """
     s, V = be.eigh(xp, S)
-    s, V = s[..., None, -r:], V[..., -r:]
-    scaled = V * be.convert(xp, 1 / xp.sqrt(xp.where(s > 0, s, xp.inf)), V.dtype)
+    s, V = be.numbers(s)[..., None, -r:], V[..., -r:]
+    scaled = V * be.convert(xp, be.from_numbers(xp, 1 / np.sqrt(s), V), V.dtype)
     return s, V, be.adjoint(xp, scaled) if r < S.shape[-1] else scaled @ be.adjoint(xp, V)

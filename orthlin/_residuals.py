@@ -223,11 +223,8 @@ def _check_shapes(form: str, given: dict[str, Array]) -> None:
 
 
 def power(xp: Any, x: Array, e: Array) -> Array:
-    """Return x 2^e, in two halves because 2^e itself may overflow."""
-    limit = be.exponent_bound(xp, x)
-    for half in (e // 2, e - e // 2):
-        x = be.ldexp(xp, x, be.clipped(xp, half, limit))
-    return x
+    """Return x 2^e for any e: what twice the range of an exponent does not hold is infinite or zero."""
+    return be.ldexp(xp, x, e if be.is_host(x) else be.clipped(xp, e, 2 * be.exponent_bound(xp, x)))
 
 
 def figure(xp: Any, x: Array) -> Array:

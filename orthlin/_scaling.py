@@ -21,7 +21,7 @@ def unit_scale(xp: Any, x: Array, name: str, *, keep: int = 0) -> tuple[Array, A
         bad = e == be.NOT_FINITE
         x, e = xp.where(bad, xp.nan, x), xp.where(bad, 0, e)
         return be.ldexp(xp, x, -e, toward_one=True), e
-    largest = be.largest_exponent(xp, e)
+    largest = be.largest_exponent(e)
     if largest == be.NOT_FINITE:
         raise NonFiniteError(f"{name}: holds NaN or infinity; remove or replace them first")
     if largest <= keep:
@@ -45,7 +45,7 @@ def in_range(
 
 def moderate(xp: Any, x: Array) -> bool:
     """Whether host matrices are finite and in a safe range."""
-    return be.largest_exponent(xp, be.max_exponent(xp, x)) <= be.KEEP
+    return be.largest_exponent(be.max_exponent(xp, x)) <= be.KEEP
 
 
 def times(x: Array, s: Array | None) -> Array:
@@ -83,10 +83,11 @@ def seen(xp: Any, x: Array) -> Seen:
         finite = top < xp.inf
         return Seen(finite, xp.where(finite, squares, xp.zeros_like(squares)), top, None)
     e = be.max_exponent(xp, x)
+    if host:
+        e = be.from_numbers(xp, e, x)
     finite = e != be.NOT_FINITE
-    if not (host and bool(xp.all(finite))):
-        e = xp.where(finite, e, xp.zeros_like(e))
-    return Seen(finite, None, None, None if host and be.largest_exponent(xp, e) <= be.KEEP else e)
+    e = xp.where(finite, e, xp.zeros_like(e))
+    return Seen(finite, None, None, None if host and be.largest_exponent(e) <= be.KEEP else e)
 
 
 def in_sight(xp: Any, x: Array, sight: Seen) -> tuple[Array, Array | None]:

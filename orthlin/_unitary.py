@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from orthlin import _backend as be
 from orthlin._polynomial import apply, converging, separating
 from orthlin._scaling import frobenius
@@ -33,21 +35,22 @@ def unitary(xp: Any, X: Array, method: str, line: float, eps: float) -> Array:
 def _svd_unitary(xp: Any, X: Array, line: float) -> tuple[Array]:
     """U V^H over the singular values above `line` times the largest; over all if `line` is 0, and zero for zero."""
     U, s, Vh = be.svd(xp, X)
-    s = s[..., None, :]
+    s = be.numbers(s)[..., None, :]
     top = s[..., :1]
     kept = s > line * top if line else top > 0
-    return ((U * be.convert(xp, kept, U.dtype)) @ Vh,)
+    if not (be.is_host(U) and kept.all()):
+        U = U * be.convert(xp, be.from_numbers(xp, kept, U), U.dtype)
+    return (U @ Vh,)
 
 
 def _eigh_unitary(xp: Any, X: Array, eps: float, line: float) -> tuple[Array, Array]:
     """X (X^H X)^(-1/2) over the same singular values, and whether its error eps_wide cond^2 is below eps/16."""
     s, V = be.eigh(xp, be.gram(xp, be.adjoint(xp, X)))
-    s = s[..., None, :]
-    top = xp.max(s, axis=-1, keepdims=True)
-    kept = s > (line**2 * top if line else -xp.inf)
-    low = xp.min(xp.where(kept, s, top), axis=-1, keepdims=True)
-    good = low * eps > 16 * be.eps(xp, X) * top
-    inverse = xp.where(kept & good, 1 / xp.sqrt(xp.where(kept & good, s, xp.ones_like(s))), xp.zeros_like(s))
+    s = be.numbers(s)[..., None, :]
+    top = s[..., -1:]
+    kept = s > (line**2 * top if line else -np.inf)
+    good = np.min(s, axis=-1, keepdims=True, where=kept, initial=np.inf) * eps > 16 * be.eps(xp, X) * top
+    inverse = be.from_numbers(xp, np.where(kept & good, 1 / np.sqrt(s), 0), V)
     return X @ ((V * be.convert(xp, inverse, V.dtype)) @ be.adjoint(xp, V)), good
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from orthlin import _backend as be
 from orthlin import _checks as check
 from orthlin._derivatives import qr_rule
@@ -129,10 +131,10 @@ def _householder(xp: Any, X: Array) -> tuple[Array, Array]:
 def _positive(xp: Any, Q: Array, R: Array) -> tuple[Array, Array]:
     """Q D and D^H R with the phases D of the diagonal of R, one for a zero."""
     diagonal = xp.linalg.diagonal(R)[..., None]
-    size = xp.abs(diagonal)
     if not be.is_complex(xp, R):
-        phase = xp.where(diagonal < 0, -xp.ones_like(size), xp.ones_like(size))
+        phase = 1 - 2 * be.convert(xp, diagonal < 0, R.dtype)
         return Q * phase.mT, phase * R
+    size = xp.abs(diagonal)
     safe = xp.where(size > 0, size, xp.ones_like(size))
     real, imag = (be.convert(xp, part / safe, R.dtype) for part in (xp.real(diagonal), xp.imag(diagonal)))
     phase = xp.where(size > 0, real + 1j * imag, xp.ones_like(real))
@@ -151,7 +153,7 @@ def _reflected(xp: Any, X: Array) -> tuple[Array, Array]:
     if not be.is_host(X):
         return Q, R
     m, n = X.shape[-2:]
-    finite = xp.all(xp.isfinite(Q), axis=(-2, -1), keepdims=True)
+    finite = np.isfinite(be.numbers(xp.sum(Q, axis=(-2, -1), keepdims=True)))
 
     def nudged() -> tuple[Array, Array]:
         size = be.eps(xp, X) / 2 * frobenius(xp, X) / min(m, n) ** 0.5

@@ -75,6 +75,41 @@ def test_no_value_is_read_inside_a_transformation_of_jax():
     assert seen == [False, False]
 
 
+@pytest.mark.parametrize(
+    ("x", "name"),
+    [
+        (A, "numpy"),
+        (T, "torch"),
+        (torch.nn.Parameter(T), "torch"),
+        (jax.numpy.ones(2), "jax"),
+        (strict(), ""),
+        (1.0, ""),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_a_library_is_known_by_the_class_of_an_array(x, name):
+    assert be.arrays.library(x) == name
+    traced = []
+    jax.jit(lambda x: traced.append(be.arrays.library(x)) or x)(jax.numpy.ones(2))
+    assert traced == ["jax"]
+
+
+def test_numbers_are_those_of_the_host_alone_and_come_back_where_they_belong(xp):
+    def there_and_back(x):
+        numbers = be.numbers(x)
+        assert isinstance(numbers, np.ndarray) == be.is_host(x)
+        back = be.from_numbers(be.namespace(x), 2 * numbers, x)
+        assert (type(back), back.dtype) == (type(x), x.dtype)
+        return back
+
+    np.testing.assert_array_equal(xp.call(there_and_back, A), 2 * A)
+
+
+def test_numbers_of_a_parameter_have_no_derivative():
+    x = torch.nn.Parameter(T)
+    np.testing.assert_array_equal(be.numbers(x), np.ones((2, 2)))
+
+
 # dtypes ------------------------------------------------------------------------------------------
 
 

@@ -81,6 +81,21 @@ def test_every_matrix_of_a_stack_takes_its_own_route_and_no_route_is_taken_in_va
         assert calls == called
 
 
+@pytest.mark.parametrize("given", ["some", "all", "none"])
+@pytest.mark.parametrize("xp", MANY_SHAPES, indirect=True)
+def test_a_selection_is_a_where_by_what_numbers_say(xp, given):
+    values = {"some": [1.0, -1.0], "all": [1.0, 1.0], "none": [-1.0, -1.0]}[given]
+    A, B, size = sample("float32", (2, 3, 3)), sample("float32", (2, 3, 3), 1), np.reshape(values, (2, 1, 1))
+    for other in (B, np.nan):
+
+        def chosen(a, s, *b):
+            space = be.namespace(a)
+            return be.select(space, be.numbers(s) > 0, a, b[0] if b else space.nan)
+
+        arrays = (A, size.astype("float32"), *((other,) if other is B else ()))
+        np.testing.assert_array_equal(xp.call(chosen, *arrays), np.where(size > 0, A, other))
+
+
 BAD = {"indefinite": -np.eye(5), "singular": np.zeros((5, 5)), "nan": np.full((5, 5), np.nan)}
 
 

@@ -25,7 +25,7 @@ def scale(xp, A, keep=0):
     def both(x):
         space = be.namespace(x)
         X, e = unit_scale(space, x, "A", keep=keep)
-        return X, space.astype(e, x.dtype)
+        return X, space.astype(space.asarray(e), x.dtype)
 
     X, e = xp.call(both, A)
     return X, e.real.astype(int)

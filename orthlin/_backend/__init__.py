@@ -19,6 +19,7 @@ from orthlin._backend.arrays import (
     eps,
     factor,
     filled,
+    from_numbers,
     is_complex,
     is_dense,
     is_half,
@@ -27,6 +28,7 @@ from orthlin._backend.arrays import (
     is_single,
     kind,
     namespace,
+    numbers,
     scalar,
     wide_dtype,
     working,
@@ -48,6 +50,7 @@ from orthlin._backend.linalg import (
     large_product,
     reduced,
     scaled,
+    select,
     svd,
 )
 from orthlin._backend.loop import repeat
@@ -70,9 +73,9 @@ from orthlin._backend.settings import own_settings, products, settings
 __all__ = [
     "KEEP", "NOT_FINITE", "PRECISIONS", "Array", "Arrays", "Library", "Source", "add_product", "adjoint",
     "bound_device", "cholesky", "choose", "clipped", "column_squares", "constant", "convert", "counter", "device",
-    "differentiable", "eigh", "eps", "exponent_bound", "eye_like", "factor", "filled", "flushes_subnormals", "gram",
-    "installed", "inv", "inv_lower", "is_complex", "is_dense", "is_half", "is_host", "is_number", "is_single", "kind",
-    "large_product", "largest_exponent", "ldexp", "max_exponent", "namespace", "nonzero", "own_settings",
-    "power_factor", "products", "random_source", "reduced", "repeat", "safe_factor", "scalar", "scaled", "settings",
-    "stream", "svd", "transfer", "wide_dtype", "working",
+    "differentiable", "eigh", "eps", "exponent_bound", "eye_like", "factor", "filled", "flushes_subnormals",
+    "from_numbers", "gram", "installed", "inv", "inv_lower", "is_complex", "is_dense", "is_half", "is_host",
+    "is_number", "is_single", "kind", "large_product", "largest_exponent", "ldexp", "max_exponent", "namespace",
+    "nonzero", "numbers", "own_settings", "power_factor", "products", "random_source", "reduced", "repeat",
+    "safe_factor", "scalar", "scaled", "select", "settings", "stream", "svd", "transfer", "wide_dtype", "working",
 ]  # fmt: skip

@@ -1,5 +1,7 @@
-"""Arrays: their namespace, device and dtype."""
+"""Arrays: their library, namespace, device and dtype."""
 
+import sys
+from collections.abc import Callable
 from functools import cache
 from numbers import Real
 from typing import Any, NamedTuple, cast
@@ -11,11 +13,27 @@ Array = Any
 DType = Any
 
 namespace = compat.array_namespace
+_OF_NUMPY = (np.ndarray, np.generic)
+_CLASSES = (("numpy", "ndarray"), ("torch", "Tensor"), ("jax", "Array"), ("jax.core", "Tracer"), ("cupy", "ndarray"))
+
+
+def library(x: Any) -> str:
+    """Name of the library of `x`: "numpy", "torch", "jax" or "cupy", empty for others and for what is no array."""
+    kind: Any = type(x)  # hashable, which mypy does not know of every class
+    return _library(kind)
+
+
+@cache
+def _library(kind: type) -> str:
+    for module, name in _CLASSES:
+        if module in sys.modules and issubclass(kind, getattr(sys.modules[module], name)):
+            return module.partition(".")[0]
+    return ""
 
 
 def device(x: Array) -> Any:
     """Device to make arrays on that go with `x`; None, the choice of JAX, if `x` is traced or sharded."""
-    where = compat.device(x)
+    where = getattr(x, "device", None)
     return None if hasattr(where, "device_set") else where
 
 
@@ -36,7 +54,7 @@ def filled(x: Array) -> Array:
 
 def counter(xp: Any, x: Array) -> Any:
     """Zero to count from: an array if the library of `x` traces what it counts, else an int."""
-    return xp.zeros((), dtype=xp.int32) if compat.is_jax_array(x) else 0
+    return xp.zeros((), dtype=xp.int32) if library(x) == "jax" else 0
 
 
 def is_number(x: Any) -> bool:
@@ -55,7 +73,7 @@ def factor(xp: Any, value: Any, x: Array) -> Any:
 
 def is_dense(x: Array) -> bool:
     """Whether `x` is an ordinary array, not one of the sparse, nested or opaque tensors of torch."""
-    if not compat.is_torch_array(x):
+    if library(x) != "torch":
         return True
     import torch
 
@@ -66,24 +84,34 @@ def is_host(x: Array) -> bool:
     """Whether the values of `x` can be read without waiting for a device and without a tracer."""
     if isinstance(x, np.ndarray):
         return True
-    if compat.is_torch_array(x):
+    if library(x) == "torch":
         import torch
 
-        return (
-            x.device.type == "cpu"
-            and type(x) in (torch.Tensor, torch.nn.Parameter)
+        return bool(
+            type(x) in (torch.Tensor, torch.nn.Parameter)
+            and x.is_cpu
             and not torch.compiler.is_compiling()
             and not torch._C._functorch.is_functorch_wrapped_tensor(x)
         )
-    if compat.is_jax_array(x) or compat.is_cupy_array(x):
-        return False
-    info = namespace(x).__array_namespace_info__()
-    return bool(device(x) == info.default_device())
+    return not library(x) and bool(device(x) == namespace(x).__array_namespace_info__().default_device())
+
+
+def numbers(x: Array) -> Array:
+    """A host array as one of NumPy, which is fastest with a few numbers; any other array as it is."""
+    if isinstance(x, np.ndarray) or not is_host(x):
+        return x
+    return (x.detach() if x.requires_grad else x).numpy() if library(x) == "torch" else np.asarray(x)
+
+
+def from_numbers(xp: Any, values: Array, x: Array) -> Array:
+    """What was computed from `numbers` of arrays like `x` in the library of `x`."""
+    foreign = isinstance(values, _OF_NUMPY) and library(x) != "numpy"
+    return xp.asarray(values, device=device(x)) if foreign else values
 
 
 def scalar(x: Array) -> float:
     """Read one number from its device, outside the graph of torch."""
-    return float(x.detach() if compat.is_torch_array(x) else x)
+    return float(x.detach() if library(x) == "torch" else x)
 
 
 # dtypes ------------------------------------------------------------------------------------------
@@ -111,33 +139,32 @@ def kind(xp: Any, dtype: DType) -> Kind | None:
     return None
 
 
-def _kind(xp: Any, x: Array) -> Kind:
-    return cast("Kind", kind(xp, x.dtype))
+_checked = cast("Callable[[Any, DType], Kind]", kind)
 
 
 def is_complex(xp: Any, x: Array) -> bool:
     """Whether `x` has a complex dtype."""
-    return _kind(xp, x).is_complex
+    return _checked(xp, x.dtype).is_complex
 
 
 def bits(xp: Any, x: Array) -> int:
     """Bits of a real part of the entries of `x`."""
-    return _kind(xp, x).bits
+    return _checked(xp, x.dtype).bits
 
 
 def is_half(xp: Any, x: Array) -> bool:
     """Whether `x` has 16 bits an entry, which no factorization supports."""
-    return bits(xp, x) == 16
+    return _checked(xp, x.dtype).bits == 16
 
 
 def is_single(xp: Any, x: Array) -> bool:
     """Whether `x` has single precision."""
-    return bits(xp, x) == 32
+    return _checked(xp, x.dtype).bits == 32
 
 
 def eps(xp: Any, x: Array) -> float:
     """Machine epsilon of the dtype of `x`."""
-    return _kind(xp, x).eps
+    return _checked(xp, x.dtype).eps
 
 
 def working(xp: Any, x: Array) -> Array:
@@ -147,20 +174,21 @@ def working(xp: Any, x: Array) -> Array:
 
 def convert(xp: Any, x: Array, dtype: DType) -> Array:
     """Return `x` in `dtype`, `x` itself if it has it already."""
-    return xp.astype(x, dtype, copy=False)
+    return x if x.dtype == dtype else xp.astype(x, dtype)
 
 
 def wide_dtype(xp: Any, x: Array, *, fast: bool = False) -> DType | None:
     """Twice as precise dtype of the same kind as single-precision `x`, None where there is none, or no `fast` one."""
     if bits(xp, x) > 32:
         return None
-    if compat.is_torch_array(x):
+    name, available = library(x), True
+    if name == "torch":
         available = x.device.type != "mps" and not (fast and x.device.type == "cuda" and _slow_double(x.device.index))
-    elif compat.is_jax_array(x):
+    elif name == "jax":
         import jax
 
         available = bool(jax.config.jax_enable_x64)
-    else:
+    elif not name:
         info = xp.__array_namespace_info__()
         available = "float64" in info.dtypes(device=device(x), kind="real floating")
     if not available:

@@ -4,9 +4,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import array_api_compat as compat
-
-from orthlin._backend.arrays import Array
+from orthlin._backend.arrays import Array, library
 
 Arrays = tuple[Array, ...]
 Function = Callable[..., Arrays]
@@ -32,9 +30,9 @@ def differentiable(
     """
     if 0 in arrays[0].shape:
         return function(*arrays)
-    if compat.is_jax_array(arrays[0]):
+    if library(arrays[0]) == "jax":
         return _jax(xp, function, rule, arrays, solves)
-    if compat.is_torch_array(arrays[0]) and _torch_asks(arrays):
+    if library(arrays[0]) == "torch" and _torch_asks(arrays):
         done: Arrays = _torch_function().apply(xp, function, rule, adjoint, *arrays)
         return done
     return function(*arrays)
@@ -42,9 +40,9 @@ def differentiable(
 
 def constant(x: Array) -> Array:
     """`x` without its derivative."""
-    if compat.is_torch_array(x):
+    if library(x) == "torch":
         return x.detach()
-    if compat.is_jax_array(x):
+    if library(x) == "jax":
         from jax.lax import stop_gradient
 
         return stop_gradient(x)

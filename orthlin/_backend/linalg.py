@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, cast
 
-import array_api_compat as compat
 import numpy as np
 
 from orthlin._backend.arrays import (
@@ -13,9 +12,12 @@ from orthlin._backend.arrays import (
     convert,
     device,
     eps,
+    from_numbers,
     is_complex,
     is_half,
     is_host,
+    library,
+    numbers,
     wide_dtype,
     working,
 )
@@ -33,12 +35,12 @@ def adjoint(xp: Any, x: Array) -> Array:
 
 
 def _by_halves(x: Array) -> bool:
-    return bool(x.shape[-2] >= _GRAM_BLOCK and compat.is_torch_array(x) and x.device.type == "cpu")
+    return bool(x.shape[-2] >= _GRAM_BLOCK and library(x) == "torch" and x.device.type == "cpu")
 
 
 def _slow_half(xp: Any, x: Array) -> bool:
     """Whether single precision is faster in torch: half precision on a CPU whose vector units lack it."""
-    if max(x.shape[-2:]) < _HALF_BLOCK or not (is_half(xp, x) and compat.is_torch_array(x) and is_host(x)):
+    if max(x.shape[-2:]) < _HALF_BLOCK or not (is_half(xp, x) and library(x) == "torch" and is_host(x)):
         return False
     import torch
 
@@ -54,7 +56,7 @@ def reduced(xp: Any, x: Array, precision: str) -> Array:
 
 def _compiled_for_host(x: Array) -> bool:
     """Whether `torch.compile` traces operations of a CPU, which runs the device path then."""
-    if not compat.is_torch_array(x):
+    if library(x) != "torch":
         return False
     import torch
 
@@ -97,7 +99,7 @@ def add_product(xp: Any, beta: float, c: Array, alpha: float, a: Array, b: Array
     if _slow_half(xp, c):
         C, A, B = (working(xp, x) for x in (c, a, b))
         return convert(xp, add_product(xp, beta, C, alpha, A, B, hermitian=hermitian), c.dtype)
-    if compat.is_torch_array(c) and c.ndim in (2, 3) and not (hermitian and _by_halves(a)):
+    if library(c) == "torch" and c.ndim in (2, 3) and not (hermitian and _by_halves(a)):
         fused = c.addmm if c.ndim == 2 else c.baddbmm
         return fused(a, b, beta=beta, alpha=alpha)
     return scaled(beta, c) + scaled(alpha, gram(xp, a) if hermitian else a @ b)
@@ -115,11 +117,11 @@ def column_squares(xp: Any, x: Array, *, double: bool = False) -> Array:
     squares costs as much: a few rows at a time, in one buffer.
     """
     wide = wide_dtype(xp, x) if double or not is_host(x) else None
-    if wide is not None and compat.is_torch_array(x):
+    if wide is not None and library(x) == "torch":
         import torch
 
         return torch.linalg.vector_norm(x, dim=-2, keepdim=True, dtype=wide) ** 2
-    plain = compat.is_torch_array(x) and is_host(x) and x.ndim == 3 and not x.requires_grad
+    plain = library(x) == "torch" and is_host(x) and x.ndim == 3 and not x.requires_grad
     if not plain or is_complex(xp, x):
         return xp.linalg.vector_norm(convert(xp, x, wide or x.dtype), axis=-2, keepdims=True) ** 2
     buffer, result = xp.empty_like(x[:1, :_SQUARED_ROWS]), xp.zeros_like(x[:, :1])
@@ -135,12 +137,12 @@ def cholesky(xp: Any, s: Array, *, definite: bool = False) -> Array:
 
     `definite` says that it is, to rounding, unless it holds NaN: then there is nothing to check.
     """
-    if definite and compat.is_torch_array(s):
+    if definite and library(s) == "torch":
         import torch
 
         return torch.linalg.cholesky_ex(s)[0]
     L = _nan_where_it_fails(xp, "cholesky", s)
-    if definite or not compat.is_cupy_array(s):
+    if definite or library(s) != "cupy":
         return L
     positive = xp.all(xp.real(xp.linalg.diagonal(L)) > 0, axis=-1)[..., None, None]
     return xp.where(positive & _is_product(xp, s, L, adjoint(xp, L)), L, xp.nan)
@@ -149,7 +151,7 @@ def cholesky(xp: Any, s: Array, *, definite: bool = False) -> Array:
 def inv(xp: Any, a: Array) -> Array:
     """Inverse of a square matrix; not finite, never an exception, if it is singular."""
     x = _nan_where_it_fails(xp, "inv", a)
-    if not compat.is_cupy_array(a):
+    if library(a) != "cupy":
         return x
     return xp.where(_is_product(xp, eye_like(xp, a, a.shape[-1]), x, a), x, xp.nan)
 
@@ -161,7 +163,7 @@ def _is_product(xp: Any, c: Array, a: Array, b: Array) -> Array:
 
 
 def _nan_where_it_fails(xp: Any, name: str, a: Array) -> Array:
-    if compat.is_torch_array(a):
+    if library(a) == "torch":
         import torch
 
         result, info = getattr(torch.linalg, f"{name}_ex")(a)
@@ -205,7 +207,7 @@ def _unless_nan(
 
     GPUs do not say that it fails, or spoil the whole stack: there the others are zero before and NaN after the call.
     """
-    if not is_host(x) and not compat.is_jax_array(x):
+    if not is_host(x) and library(x) != "jax":
         return _of_finite(xp, first, x)
     try:
         return first(x)
@@ -222,7 +224,7 @@ def _of_finite(xp: Any, function: Callable[[Array], tuple[Array, ...]], x: Array
 
 
 def _refusal(x: Array) -> type[Exception]:
-    if compat.is_torch_array(x):
+    if library(x) == "torch":
         import torch
 
         return cast("type[Exception]", torch.linalg.LinAlgError)
@@ -237,16 +239,16 @@ def inv_lower(xp: Any, a: Array, one: Array | None = None) -> Array:
     launches for a hundred.
     """
     n = a.shape[-1]
-    if compat.is_torch_array(a):
+    if library(a) == "torch":
         import torch
 
         return torch.linalg.solve_triangular(a, eye_like(xp, a, n) if one is None else one, upper=False)
-    if compat.is_jax_array(a):
+    if library(a) == "jax":
         from jax.lax.linalg import triangular_solve
 
         one = xp.broadcast_to(eye_like(xp, a, n) if one is None else one, a.shape)
         return triangular_solve(a, one, left_side=True, lower=True)
-    if n <= 32 or compat.is_cupy_array(a):
+    if n <= 32 or library(a) == "cupy":
         return inv(xp, a)
     h = n // 2
     upper, lower = inv_lower(xp, a[..., :h, :h]), inv_lower(xp, a[..., h:, h:])
@@ -257,11 +259,20 @@ def inv_lower(xp: Any, a: Array, one: Array | None = None) -> Array:
 
 def eye_like(xp: Any, x: Array, n: int) -> Array:
     """Identity of order `n` with dtype and device of `x`."""
-    if compat.is_torch_array(x):  # one call in place of array-api-compat's three
+    if library(x) == "torch":  # one call in place of array-api-compat's three
         import torch
 
         return torch.eye(n, dtype=x.dtype, device=x.device)
     return xp.eye(n, dtype=x.dtype, device=device(x))
+
+
+def select(xp: Any, ok: Array, a: Array, b: Any) -> Array:
+    """`a` where `ok`, which comes from `numbers`, else `b`; on the host no call where it is one of them throughout."""
+    if isinstance(ok, np.ndarray) and ok.all():
+        return a
+    if isinstance(ok, np.ndarray) and not (isinstance(b, float) or ok.any()):
+        return b
+    return xp.where(from_numbers(xp, ok, a), a, b)
 
 
 def choose(xp: Any, ok: Array, quick: Callable[[], tuple[Array, ...]], slow: Callable[[], tuple[Array, ...]]) -> Any:
@@ -269,8 +280,9 @@ def choose(xp: Any, ok: Array, quick: Callable[[], tuple[Array, ...]], slow: Cal
 
     So that a stack equals a loop bit for bit, every matrix takes the route it would take alone.
     """
-    if bool(ok[0, 0] if ok.ndim == 2 else xp.all(ok)):
+    ok = numbers(ok)
+    if ok.all():
         return quick()
-    if not bool(xp.any(ok)):
+    if not ok.any():
         return slow()
-    return tuple(xp.where(ok, a, b) for a, b in zip(quick(), slow(), strict=True))
+    return tuple(xp.where(from_numbers(xp, ok, a), a, b) for a, b in zip(quick(), slow(), strict=True))

@@ -5,10 +5,9 @@ from functools import cache
 from itertools import groupby
 from typing import Any
 
-import array_api_compat as compat
 import numpy as np
 
-from orthlin._backend.arrays import is_host
+from orthlin._backend.arrays import is_host, library
 
 State = tuple[Any, ...]
 Row = tuple[float, ...]
@@ -27,7 +26,7 @@ def repeat(
     On JAX rows of one length are one loop, which has derivatives in both modes.  So that what is compiled for eager
     arrays is found again, the body stands at the top of its module: a closure would be compiled at every call.
     """
-    if compat.is_jax_array(state[0]):
+    if library(state[0]) == "jax":
         return _on_jax(xp, body, state, rows)
     looking = stop is not None and is_host(state[0])
     for i, row in enumerate(rows):

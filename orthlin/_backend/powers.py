@@ -4,13 +4,26 @@ from functools import reduce
 from math import inf
 from typing import Any, NamedTuple
 
-import array_api_compat as compat
+import numpy as np
 
-from orthlin._backend.arrays import Array, bits, convert, device, is_complex, is_host, namespace, working
+from orthlin._backend.arrays import (
+    Array,
+    bits,
+    convert,
+    device,
+    from_numbers,
+    is_complex,
+    is_host,
+    library,
+    namespace,
+    numbers,
+    working,
+)
 from orthlin._backend.derivative import Arrays, constant, differentiable
 
 _MATRIX: dict[str, Any] = {"axis": (-2, -1), "keepdims": True}
 NOT_FINITE = 1 << 20  # larger than every exponent
+_ONE: dict[int, Any] = {32: np.float32(1), 64: np.float64(1)}
 KEEP = 32  # magnitudes of an exponent at which products and their squares are far from the limits of float32
 
 
@@ -28,20 +41,27 @@ def _layout(xp: Any, x: Array) -> _Float:
 
 def exponent_bound(xp: Any, x: Array) -> int:
     """Largest e such that both 2^e and 2^-e are normal numbers of the dtype of `x`."""
-    return _layout(xp, x).bias - 1
+    return 1022 if bits(xp, x) == 64 else 126
 
 
 def max_exponent(xp: Any, x: Array) -> Array:
     """Integer e, shape (..., 1, 1), with 2^(e-1) <= max |x_ij| < 2^e, over real and imaginary parts.
 
-    e = 0 for a zero or an empty matrix; e = 2^20 where x is not finite.
+    e = 0 for a zero or an empty matrix; e = 2^20 where x is not finite.  Of NumPy for every array of the host.
     """
+    host = is_host(x)
     if 0 in x.shape:
-        return xp.zeros((*x.shape[:-2], 1, 1), dtype=xp.int32, device=device(x))
+        shape = (*x.shape[:-2], 1, 1)
+        return np.zeros(shape, np.int32) if host else xp.zeros(shape, dtype=xp.int32, device=device(x))
     if flushes_subnormals(x):
         return _max_exponent_of_bits(xp, tuple(working(xp, p) for p in _parts(xp, constant(x))))
-    top = _largest(xp, x)
-    return xp.where(xp.isfinite(top), _exponent(xp, top), NOT_FINITE)
+    if not host:
+        top = _largest(xp, x)
+        return xp.where(xp.isfinite(top), _exponent(xp, top), NOT_FINITE)
+    # two passes are faster for CPUs than one over fresh memory
+    ends = [(f(p, **_MATRIX), sign) for p in _parts(xp, constant(x)) for f, sign in ((xp.max, 1), (xp.min, -1))]
+    top = reduce(np.maximum, [sign * numbers(working(xp, end)) for end, sign in ends])
+    return np.where(np.isfinite(top), np.frexp(top)[1], NOT_FINITE)
 
 
 def _parts(xp: Any, x: Array) -> tuple[Array, ...]:
@@ -49,20 +69,18 @@ def _parts(xp: Any, x: Array) -> tuple[Array, ...]:
 
 
 def _largest(xp: Any, x: Array) -> Array:
-    """Largest |x_ij| over real and imaginary parts: two passes are faster for CPUs, one call for devices."""
+    """Largest |x_ij| over real and imaginary parts, in as few calls as can be."""
     x = constant(x)
-    if flushes_subnormals(x) and not compat.is_jax_array(x):  # the order of |x| is the order of its bits
+    if flushes_subnormals(x) and library(x) != "jax":  # the order of |x| is the order of its bits
         kind = _layout(xp, x)
         ends = [xp.max(_magnitude(p.view(kind.integer)), **_MATRIX).view(p.dtype) for p in _parts(xp, x)]
-    elif is_host(x):
-        ends = [end for p in _parts(xp, x) for end in (xp.max(p, **_MATRIX), -xp.min(p, **_MATRIX))]
     else:
         ends = [_maximum_norm(xp, p) for p in _parts(xp, x)]
     return working(xp, reduce(xp.maximum, ends))
 
 
 def _maximum_norm(xp: Any, x: Array) -> Array:
-    if compat.is_jax_array(x):  # its norm is the same in twice the operations
+    if library(x) == "jax":  # its norm is the same in twice the operations
         return xp.max(xp.abs(x), **_MATRIX)
     return xp.linalg.vector_norm(x, ord=inf, **_MATRIX)
 
@@ -77,11 +95,10 @@ def nonzero(xp: Any, x: Array) -> Array:
     return found | (max_exponent(xp, x) != 0) if flushes_subnormals(x) else found
 
 
-def largest_exponent(xp: Any, e: Array) -> int:
+def largest_exponent(e: Array) -> int:
     """Largest magnitude of the exponents of host matrices, 0 where there is none."""
-    if 0 in e.shape:
-        return 0
-    return abs(int(e[0, 0])) if e.ndim == 2 else int(xp.max(xp.abs(e)))
+    e = numbers(e)
+    return abs(e.item()) if e.size == 1 else int(np.abs(e).max(initial=0))
 
 
 def _exponent(xp: Any, top: Array) -> Array:
@@ -111,7 +128,7 @@ def safe_factor(xp: Any, x: Array, spare: int = KEEP) -> Array:
 def power_factor(xp: Any, top: Array, x: Array, spare: int = KEEP) -> Array:
     """Power of two in the dtype of `x` that takes finite sizes `top` of its matrices next to one, as far as it may."""
     reach = _layout(xp, x).bias - 1 - spare
-    if _has_bits(top):  # in the bits of the number itself: a few calls
+    if library(top):  # in the bits of the number itself: a few calls
         kind = _layout(xp, top)
         field = 2 * kind.bias - 1 - (top.view(kind.integer) >> kind.fraction)
         power = (field.clip(kind.bias - reach, kind.bias + reach) << kind.fraction).view(top.dtype)
@@ -126,14 +143,9 @@ def flushes_subnormals(x: Array, *, products: bool = False) -> bool:
 
     XLA does always.  CuPy compiles its own kernels so that they do in single precision; its products are cuBLAS's.
     """
-    if compat.is_cupy_array(x):
+    if library(x) == "cupy":
         return not products and bits(namespace(x), x) == 32
-    return bool(compat.is_jax_array(x))
-
-
-def _has_bits(x: Array) -> bool:
-    """Whether the numbers of an array of any library but NumPy can be read as integers, by a method `view`."""
-    return bool(compat.is_torch_array(x) or compat.is_jax_array(x) or compat.is_cupy_array(x))
+    return library(x) == "jax"
 
 
 def clipped(xp: Any, e: Array, bound: int) -> Array:
@@ -143,16 +155,24 @@ def clipped(xp: Any, e: Array, bound: int) -> Array:
 
 
 def ldexp(xp: Any, x: Array, e: Array, *, toward_one: bool = False) -> Array:
-    """X * 2^e, exact up to underflow, for |e| up to twice `exponent_bound`; x not of half precision.
+    """X * 2^e, exact up to underflow, on devices for |e| up to twice `exponent_bound`; x not of half precision.
 
     `toward_one` says that no finite result exceeds one: subnormal ones may then be zero.
     """
     if flushes_subnormals(x):
         return differentiable(xp, lambda x, e: (_ldexp_of_bits(xp, x, e, toward_one),), _ldexp_rule, x, e)[0]
     bound = exponent_bound(xp, x)
-    if not is_host(x) or largest_exponent(xp, e) > bound:
+    if not is_host(x):
         return _in_two_steps(xp, x, e)
-    return x * _power(xp, x, e)
+    e = numbers(e)
+    if largest_exponent(e) <= bound:
+        return x * _host_power(xp, x, e)
+    near = np.clip(e, -bound, bound)
+    return x * _host_power(xp, x, np.clip(e - near, -bound, bound)) * _host_power(xp, x, near)
+
+
+def _host_power(xp: Any, x: Array, e: np.ndarray) -> Array:
+    return convert(xp, from_numbers(xp, np.ldexp(_ONE[bits(xp, x)], e), x), x.dtype)
 
 
 def _in_two_steps(xp: Any, x: Array, e: Array) -> Array:
@@ -169,14 +189,9 @@ def _power(xp: Any, x: Array, e: Array) -> Array:
     """2^e in the dtype of `x`."""
     integer, fraction, bias = _layout(xp, x)
     real = xp.float32 if integer == xp.int32 else xp.float64
-    if _has_bits(x):
-        # pow is not exact on every device: write the exponent field of the number itself
-        factor = (xp.astype(e, integer) + bias << fraction).view(real)
-    elif hasattr(xp, "ldexp"):
-        factor = xp.ldexp(xp.asarray(1, dtype=real), e)
-    else:
-        factor = 2.0 ** xp.astype(e, real)
-    return xp.astype(factor, x.dtype)
+    # pow is not exact on every device: write the exponent field of the number itself
+    factor = (xp.astype(e, integer) + bias << fraction).view(real) if library(x) else 2.0 ** xp.astype(e, real)
+    return convert(xp, factor, x.dtype)
 
 
 def _max_exponent_of_bits(xp: Any, parts: tuple[Array, ...]) -> Array:
@@ -193,7 +208,7 @@ def _max_exponent_of_bits(xp: Any, parts: tuple[Array, ...]) -> Array:
 
 def _cast(x: Array, dtype: Any) -> Array:
     """Numbers of another dtype with the bits of `x`."""
-    if not compat.is_jax_array(x):
+    if library(x) != "jax":
         return x.view(dtype)
     from jax.lax import bitcast_convert_type
 
@@ -202,7 +217,7 @@ def _cast(x: Array, dtype: Any) -> Array:
 
 def _complex(xp: Any, real: Array, imag: Array) -> Array:
     """Complex numbers of these parts, with which nothing is computed."""
-    if not compat.is_jax_array(real):
+    if library(real) != "jax":
         return xp.stack((real, imag), axis=-1).view(xp.complex64)[..., 0]
     from jax.lax import complex
 

@@ -5,11 +5,12 @@ import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import array_api_compat as compat
 import numpy as np
 
-from orthlin._backend.arrays import Array, DType, bits, device, namespace
+from orthlin._backend.arrays import Array, DType, bits, convert, device, kind, library, namespace
 from orthlin.errors import DeviceError, OptionError, RngError
+
+_INTEGERS = (int, np.integer)
 
 
 class Source(NamedTuple):
@@ -24,13 +25,8 @@ def random_source(rng: Any, like: Array) -> Source:
     """Source of random numbers that serves arrays like `like`; RngError or DeviceError if `rng` cannot."""
     if isinstance(rng, np.random.Generator):
         return Source(np, rng.standard_normal, rng.random)
-    seed = _seed(rng)
-    for owns, native in _NATIVE:
-        if owns(like):
-            return native(rng, seed, like)
-    if seed is None:
-        raise _rng_error(rng, "")
-    return random_source(np.random.default_rng(rng), like)
+    native = _NATIVE.get(library(like), _host_source)
+    return native(rng, like)
 
 
 def stream(seed: int, name: str, step: Any, like: Array) -> Any:
@@ -38,24 +34,28 @@ def stream(seed: int, name: str, step: Any, like: Array) -> Any:
     if not isinstance(name, str):
         raise OptionError(f"name: expected a str, got {name!r}")
     tag = zlib.crc32(name.encode())
-    if not compat.is_jax_array(like):
+    if library(like) != "jax":
         return np.random.SeedSequence((seed, tag, int(step)))
     import jax
 
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(_seed(seed)), tag), step)
 
 
-def _seed(rng: Any) -> int | None:
-    """32 bits, all that torch takes on the CPU, from None, an int or a SeedSequence; None from anything else."""
-    if isinstance(rng, int | np.integer) and not isinstance(rng, bool):
-        if rng < 0:
-            raise RngError(f"rng: a seed must not be negative, got {rng}")
-        if rng < 1 << 32:
-            return int(rng)
-        rng = np.random.SeedSequence(int(rng))
-    elif rng is None:
-        rng = np.random.SeedSequence()
-    return int(rng.generate_state(1)[0]) if isinstance(rng, np.random.SeedSequence) else None
+def _is_seed(rng: Any) -> bool:
+    """Whether a generator can be made from `rng`: None, an int or a SeedSequence; RngError if it is negative."""
+    if not isinstance(rng, _INTEGERS) or isinstance(rng, bool):
+        return rng is None or isinstance(rng, np.random.SeedSequence)
+    if rng < 0:
+        raise RngError(f"rng: a seed must not be negative, got {rng}")
+    return True
+
+
+def _seed(rng: Any) -> int:
+    """32 bits, all that torch takes on the CPU."""
+    if isinstance(rng, _INTEGERS) and rng < 1 << 32:
+        return int(rng)
+    sequence = rng if isinstance(rng, np.random.SeedSequence) else np.random.SeedSequence(rng)
+    return int(sequence.generate_state(1)[0])
 
 
 def _rng_error(rng: Any, native: str) -> RngError:
@@ -71,12 +71,18 @@ def _real(like: Array) -> tuple[Any, DType]:
     return xp, xp.float64 if bits(xp, like) == 64 else xp.float32
 
 
-def _torch_source(rng: Any, seed: int | None, like: Array) -> Source:
+def _host_source(rng: Any, like: Array) -> Source:
+    if not _is_seed(rng):
+        raise _rng_error(rng, "")
+    return random_source(np.random.default_rng(rng), like)
+
+
+def _torch_source(rng: Any, like: Array) -> Source:
     import torch
 
     where = torch.device("cpu") if like.is_meta else like.device  # meta has no generators, it takes any other's
-    if seed is not None:
-        rng = torch.Generator(where).manual_seed(seed)
+    if _is_seed(rng):
+        rng = torch.Generator(where).manual_seed(_seed(rng))
     if not isinstance(rng, torch.Generator):
         raise _rng_error(rng, " or a torch.Generator")
     if rng.device.type != where.type or (where.index or 0) != (rng.device.index or 0):
@@ -86,24 +92,24 @@ def _torch_source(rng: Any, seed: int | None, like: Array) -> Source:
     return Source(xp, lambda shape: torch.randn(shape, **options), lambda shape: torch.rand(shape, **options))
 
 
-def _cupy_source(rng: Any, seed: int | None, like: Array) -> Source:
+def _cupy_source(rng: Any, like: Array) -> Source:
     import cupy
 
-    if seed is not None:
-        rng = cupy.random.default_rng(seed)
+    if _is_seed(rng):
+        rng = cupy.random.default_rng(_seed(rng))
     if not isinstance(rng, cupy.random.Generator):
         raise _rng_error(rng, " or a cupy.random.Generator")
     xp, dtype = _real(like)
     return Source(xp, lambda shape: rng.standard_normal(shape, dtype), lambda shape: rng.random(shape, dtype))
 
 
-def _jax_source(rng: Any, seed: int | None, like: Array) -> Source:
+def _jax_source(rng: Any, like: Array) -> Source:
     import jax
 
     if rng is None and isinstance(like, jax.core.Tracer):
         raise RngError("rng: None draws fresh numbers, which a traced function cannot; pass a key or an int")
-    if seed is not None:
-        rng = jax.random.key(seed)
+    if _is_seed(rng):
+        rng = jax.random.key(_seed(rng))
     try:
         jax.random.fold_in(rng, 0)
     except (TypeError, ValueError):
@@ -117,11 +123,7 @@ def _jax_source(rng: Any, seed: int | None, like: Array) -> Source:
     )
 
 
-_NATIVE: tuple[tuple[Callable[[Array], bool], Callable[[Any, int | None, Array], Source]], ...] = (
-    (compat.is_torch_array, _torch_source),
-    (compat.is_cupy_array, _cupy_source),
-    (compat.is_jax_array, _jax_source),
-)
+_NATIVE = {"torch": _torch_source, "cupy": _cupy_source, "jax": _jax_source}
 
 
 def transfer(xp: Any, values: Array, like: Array) -> Array:
@@ -132,4 +134,4 @@ def transfer(xp: Any, values: Array, like: Array) -> Array:
         if values.dtype.kind == "i":  # the indices are small, and a device may lack int64
             values = values.astype(np.int32)
         values = xp.asarray(values, device=device(like))
-    return values if xp.isdtype(values.dtype, "integral") else xp.astype(values, like.dtype)
+    return values if kind(xp, values.dtype) is None else convert(xp, values, like.dtype)

@@ -1,6 +1,5 @@
 """Settings that users make for their own code, and that the precision of a result must not depend on."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, wraps
@@ -8,10 +7,9 @@ from threading import RLock, get_ident
 from types import FunctionType
 from typing import Any, ParamSpec, TypeVar, cast
 
-import array_api_compat as compat
 import numpy as np
 
-from orthlin._backend.arrays import Array
+from orthlin._backend.arrays import Array, library
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -20,21 +18,21 @@ R = TypeVar("R")
 def settings(x: Array) -> AbstractContextManager[Any]:
     """Context in which the operations on arrays of the library of `x` are done as they are written.
 
-    NumPy: no floating-point error state, since some results overflow or underflow on purpose.  torch: no autocast
-    on the device of `x`, full float32 products.  JAX: products of the highest precision, the usual promotion, and
-    no check for NaN and infinity, which stand for a breakdown and are selected away.  CuPy: the device of `x` is the
-    current one, on which constants are made.  Everything is as before afterwards, after errors too.
+    NumPy: no floating-point error state, since some results overflow or underflow on purpose.  torch: that of NumPy,
+    which decides on its numbers, no autocast on the device of `x`, full float32 products.  JAX: products of the highest
+    precision, the usual promotion, and no check for NaN and infinity, which stand for a breakdown and are selected
+    away.  CuPy: the device of `x` is the current one, on which constants are made.  Everything is as before afterwards,
+    after errors too.
 
     The precision of torch's float32 products is one for all threads: while any is inside, it is full in all of them.
     Code under ``torch.compile`` cannot change it, and has that of the moment when it runs.
     """
-    if isinstance(x, np.ndarray):
-        return np.errstate(all="ignore")
-    if compat.is_torch_array(x):
+    name = library(x)
+    if name == "torch":
         return _torch(x)
-    if compat.is_cupy_array(x):
+    if name == "cupy":
         return cast("AbstractContextManager[Any]", x.device)
-    return _jax() if compat.is_jax_array(x) else np.errstate(all="ignore")
+    return _jax() if name == "jax" else np.errstate(all="ignore")
 
 
 def products(x: Array, precision: str) -> AbstractContextManager[Any]:
@@ -44,12 +42,12 @@ def products(x: Array, precision: str) -> AbstractContextManager[Any]:
     """
     if precision == "highest":
         return nullcontext()
-    if compat.is_torch_array(x):
+    if library(x) == "torch":
         import torch
 
         device = x.device.type
         return _PRODUCTS.short(device) if device in _SHORT and not torch.compiler.is_compiling() else nullcontext()
-    if compat.is_jax_array(x):
+    if library(x) == "jax":
         import jax
 
         return cast("AbstractContextManager[Any]", jax.default_matmul_precision("high"))
@@ -86,21 +84,19 @@ def _jax() -> Iterator[None]:
 def _torch(x: Array) -> AbstractContextManager[Any]:
     import torch
 
-    device = x.device.type
+    device, compiling = x.device.type, torch.compiler.is_compiling()
     # Some versions cannot trace the question, whose answer differs on exotic devices only.
-    available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+    available = compiling or torch.amp.is_autocast_available(device)
     cast = available and torch.is_autocast_enabled(device)
     plain = torch.autocast(device, enabled=False) if cast else nullcontext()
-    if torch.compiler.is_compiling():
-        return plain
-    _PRODUCTS.enter(device)
-    return _both(plain)
+    return plain if compiling else _full(device, plain)
 
 
 @contextmanager
-def _both(plain: AbstractContextManager[Any]) -> Iterator[None]:
+def _full(device: str, plain: AbstractContextManager[Any]) -> Iterator[None]:
+    _PRODUCTS.enter(device)
     try:
-        with plain:
+        with np.errstate(all="ignore"), plain:
             yield
     finally:
         _PRODUCTS.leave()
@@ -113,7 +109,7 @@ class _Products:
     """
 
     def __init__(self) -> None:
-        self.lock, self.inside = RLock(), Counter[int]()
+        self.lock, self.inside = RLock(), dict[int, int]()  # how often each thread has entered
         self.before: tuple[str | None, ...] | None = None
 
     def enter(self, device: str) -> None:
@@ -122,12 +118,14 @@ class _Products:
             if self.before is None and _backend(device).fp32_precision in _REDUCED:
                 self.before = _precision(), *(_backend(name).fp32_precision for name in _BACKENDS)
                 _set_precision(self.before[0] and "highest", *("ieee" for _ in _BACKENDS))
-            self.inside[get_ident()] += 1
+            self.inside[get_ident()] = self.inside.get(get_ident(), 0) + 1
 
     def leave(self) -> None:
         """Give the flags back as they were, unless somebody has set them meanwhile."""
         with self.lock:
-            self.inside -= Counter((get_ident(),))
+            left = self.inside.pop(get_ident()) - 1
+            if left:
+                self.inside[get_ident()] = left
             if not self.inside and self.before is not None:
                 if all(_backend(name).fp32_precision == "ieee" for name in _BACKENDS):
                     _set_precision(*self.before)
