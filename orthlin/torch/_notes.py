@@ -21,7 +21,9 @@ def note(pieces: list[Piece], parts: list[Tensor], weight: Any, known: Tensor | 
         sizes = [torch.linalg.vector_norm(x, dim=(-2, -1)) for x in (O, piece.weight)]
         ratio = sizes[0] / sizes[1] * (1 if weight is None else weight)
         if piece.diagnostics is not None:
-            piece.diagnostics.copy_(torch.stack([captured, rank, ratio], 1))
+            noted, old = torch.stack([captured, rank, ratio], 1), piece.diagnostics
+            # the note of a matrix without a gradient on any process is that of its last step, as on one process
+            old.copy_(noted if piece.given is None else torch.where(piece.given[:, 0], noted, old))
 
 
 def spectrum(d: Direction) -> Tensor:

@@ -192,6 +192,7 @@ CASES = {
     "rank that changes": Case(WIDE, None, [Shard(1)], **{**WARM, "rank": lambda step: 3 + step}),
     "whole: error feedback": Case(PAIR, GATHERED, n_iter=1, **FEEDBACK),
     "whole: notes": Case(PAIR, GATHERED, diagnostics=True, **WARM),
+    "whole: notes, absent": Case([(37, 20)] * 3, [3 * 4], absent=0, diagnostics=True, **WARM),
     "whole: blocks cut": Case([(36, 20)], [4], view=MatrixView(splits=3), **WARM),
     "whole: experts": Case([(3, 12, 20)], [4], view=MatrixView(batch_ndim=1), **WARM),
     "whole: kernels cut": Case([(18, 4, 3, 3)], [4], [Shard(1)], **WARM),
