@@ -233,6 +233,7 @@ def test_a_process_is_killed(
         assert codes == [0] * processes
         assert not list(out.glob("*.part"))
         assert_as_alone(out, text)
+    assert [code for code, _ in worlds.train(given, processes, tmp_path)] == [0] * processes  # which has ended
     if size == 2:
         assert_same(tmp_path / "two", undisturbed[mode])
 

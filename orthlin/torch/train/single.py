@@ -49,6 +49,10 @@ def run(
             reporter(record)
         status = trainer.train(log, reporter, options.out, options.checkpoint_every, options.seconds)
         log.flush()
+        if world.rank:
+            return {"status": status}
+        if status == "finished" and not any("validation" in record for record in log.records):
+            raise OptionError(f"--resume: the run in {folder} has ended, and its log is gone; --overwrite repeats it")
         result = report.summary(config.as_dict(), status, log.records)
         if folder is not None:
             files.write_json(folder / files.RESULT, result)
