@@ -98,7 +98,8 @@ def computed(xp, recipe, U, right=None, step=0, name="w"):
 
     def compute(U, *right):
         space = be.namespace(U)
-        d = recipe.direction(space, U, right[0] if right else None, step, name)
+        with be.settings(U):
+            d = recipe.direction(space, U, right[0] if right else None, step, name)
         one = space.ones_like(U[..., :1, :1])
         result = d.dense(), one * (space.astype(d.length, U.dtype) if recipe.scale == "nuclear" else d.length)
         if d.Q is None:

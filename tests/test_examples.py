@@ -247,8 +247,8 @@ def test_the_model_of_communication_is_what_a_step_foretells(ran, P):
     import torch
 
     from orthlin._direction import Recipe
-    from orthlin.torch._plan import _low
     from orthlin.torch._sharded import Part
+    from orthlin.torch._ways import sums_of
 
     found, m, n, r = ran("14_communication"), 64, 48, 8
     p = torch.zeros(m, n)
@@ -256,4 +256,5 @@ def test_the_model_of_communication_is_what_a_step_foretells(ran, P):
         recipe = Recipe(rank=r, warm_start=True, tail=tail)
         matrix = SimpleNamespace(p=p, recipe=recipe, options={"step": 0}, state={"fading": None})
         here = m // P if way == "low_rank" else m
-        assert _low(matrix, Part((m, n), 0, n, **{place: "group"}), here, n) == found[way](m, n, r, P)
+        sums = sums_of(matrix, Part((m, n), 0, n, **{place: "group"}), here, n)
+        assert [size for _, size in sums] == found[way](m, n, r, P)

@@ -117,7 +117,7 @@ def test_double_precision_is_asked_for_where_it_is_fast(monkeypatch, capability,
     facts = SimpleNamespace(**dict(zip(("major", "minor"), capability, strict=True)))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: facts)
     x = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)
-    monkeypatch.setattr(arrays.compat, "is_torch_array", lambda _: True)
+    monkeypatch.setattr(arrays, "library", lambda _: "torch")
     xp = be.namespace(torch.ones(1))
     assert be.wide_dtype(xp, x, fast=True) == (None if slow else torch.float64)
     assert be.wide_dtype(xp, x) == torch.float64
