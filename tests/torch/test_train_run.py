@@ -267,6 +267,18 @@ def test_usage_errors(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_ended_run_without_its_log_is_not_resumed(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    given = [str(text), *SHORT, "--steps", "4", "--checkpoint-every", "2", "--no-plot", "--out", str(out)]
+    assert main(given) == 0
+    assert main([*given, "--resume"]) == 0
+    (out / "log.jsonl").unlink()
+    assert main([*given, "--resume"]) == 2
+    assert "its log is gone; --overwrite repeats it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--resume", "--overwrite", "--checkpoint-every=5", "--compare=muon"])
 def test_options_that_need_a_folder(text: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
     assert main([str(text), option]) == 2
