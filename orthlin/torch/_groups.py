@@ -129,7 +129,9 @@ def scheduled(group: dict[str, Any], rank: Callable[[Any], Any] | None) -> dict[
 
 def view_of(group: dict[str, Any], p: Tensor) -> MatrixView:
     """Return the view of a parameter of a group."""
-    return default_view(tuple(p.shape)) if group["view"] is None else _view(**group["view"])
+    if group["view"] is None:
+        return default_view(tuple(p.shape))
+    return _view(**{key: tuple(x) if isinstance(x, list) else x for key, x in group["view"].items()})
 
 
 @cache
@@ -163,10 +165,15 @@ def needed(group: dict[str, Any], p: Tensor, recipe: Recipe, have: Collection[st
     return found
 
 
-def make(key: str, group: dict[str, Any], p: Tensor, recipe: Recipe) -> Tensor:
-    """Return what a state starts with."""
-    if not is_matrix(group, p):
-        return adamw.state_of(group, p)[key]
+def fresh(keys: Collection[str], group: dict[str, Any], p: Tensor, recipe: Recipe) -> dict[str, Tensor]:
+    """Return what these keys of the state of a parameter start with."""
+    if keys and not is_matrix(group, p):
+        whole = adamw.state_of(group, p)
+        return {key: whole[key] for key in keys}
+    return {key: _start(key, group, p, recipe) for key in keys}
+
+
+def _start(key: str, group: dict[str, Any], p: Tensor, recipe: Recipe) -> Tensor:
     dtype, device, view = _working(p), p.device, view_of(group, p)
     shapes = view.shapes(p.shape)
     count = sum(shape[0] for shape in shapes)
@@ -196,15 +203,13 @@ def ready(state: dict[str, Any], group: dict[str, Any], p: Tensor, recipe: Recip
     dtype = _working(p) if matrix else p.dtype
     if "master" not in keys:
         state.pop("master", None)
+    state.update(fresh([key for key in keys if key not in state], group, p, recipe))
     for key in keys:
-        value = state.get(key)
-        if value is None:
-            state[key] = make(key, group, p, recipe)
-        elif key not in _OWN_DTYPE:
-            value = value.to(p.device, dtype)
+        if key not in _OWN_DTYPE:
+            value = state[key].to(p.device, dtype)
             state[key] = value.contiguous() if matrix else value
         elif key != "step":
-            state[key] = value.to(p.device)
+            state[key] = state[key].to(p.device)
 
 
 def make_ready(

@@ -17,8 +17,8 @@ from orthlin.torch._groups import (
     check_rate,
     checked,
     first_recipe,
+    fresh,
     listed,
-    make,
     make_ready,
     merged,
     needed,
@@ -91,7 +91,7 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
         params = [tensor(item) for item in group["params"]]
         check_copies(self._copies, group, params)
         recipe = first_recipe(group, self._rank_schedule)
-        states = [{key: make(key, group, p, recipe) for key in needed(group, p, recipe)} for p in params]
+        states = [fresh(needed(group, p, recipe), group, p, recipe) for p in params]
         super().add_param_group(group)
         self.state.update(zip(params, states, strict=True))
 

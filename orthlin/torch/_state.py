@@ -10,7 +10,7 @@ from torch import Tensor
 
 from orthlin._direction import Recipe
 from orthlin.errors import OptionError, OrthlinError
-from orthlin.torch._groups import checked, first_recipe, make, needed, plain, ready
+from orthlin.torch._groups import checked, first_recipe, fresh, needed, plain, ready
 from orthlin.torch._sharded import placed
 
 Saved = list[tuple[Tensor, dict[str, Any]]]
@@ -84,7 +84,7 @@ def _taken(where: str, saved: Any, group: dict[str, Any], p: Tensor, recipe: Rec
     if kept and not {*keys} - _MADE_ANEW <= kept <= {*keys}:
         raise OptionError(f"state_dict: {where} has {sorted(saved)}, the optimizer {sorted(keys)}")
     near = group["fused"] or group["capturable"]
-    likes = {key: make(key, shared, nowhere, recipe) for key in kept}
+    likes = fresh(kept, shared, nowhere, recipe)
     tensors = {key: _copied(f"{key} of {where}", key, saved[key], likes[key], p, near) for key in kept}
     state = {**{key: tensors[key] for key in keys if key in tensors}, **notes}
     ready(state, group, p, recipe)
