@@ -95,6 +95,16 @@ def rank(value: Any, name: str, shape: tuple[int, ...]) -> int:
         raise RankError(f"{error}; min(m, n) = {limit} for shape {tuple(shape)}") from None
 
 
+def rank_or_share(value: Any, k: int) -> int:
+    """`value` as a rank, at most k: an integer is taken as it is, another real number as a share of k."""
+    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
+        share = float(value)
+        if not 0 < share <= 1:
+            raise RankError(f"rank: expected a fraction in (0, 1] or a positive integer, got {value}")
+        return max(1, round(share * k))
+    return min(count(value, "rank", low=1), k)
+
+
 def option(value: Any, name: str, accepted: Collection[str]) -> None:
     """Check that `value` is one of the accepted words."""
     if not isinstance(value, str) or value not in accepted:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from orthlin import _backend as be
@@ -12,7 +11,7 @@ from orthlin import sketch as sk
 from orthlin._factors import Way, block, multiplied, rooted
 from orthlin._scaling import Seen, in_sight, seen, times
 from orthlin._shards import Shards, factors
-from orthlin.errors import OptionError, RankError
+from orthlin.errors import OptionError
 from orthlin.polar import orthogonalize
 from orthlin.rangefinder import powered, sampler
 from orthlin.schedules import Schedule
@@ -53,7 +52,18 @@ class Direction(NamedTuple):
 
     def captured(self, xp: Any) -> Array:
         """Return the factor B of the captured part Q B, in units of the input."""
-        return self.B if self.e is None or self.B is None else be.ldexp(xp, self.B, self.e)
+        return None if self.B is None else _unscaled(xp, self.B, self.e)
+
+
+class Sizes(NamedTuple):
+    """What a direction has of the shape of its matrix: rank (None for full), length of a column of its tail, and step.
+
+    For a stack of matrices of several shapes, filled up with zeros, `tail` is an array (..., 1, 1).
+    """
+
+    r: int | None
+    tail: Array | float
+    length: float
 
 
 def tail_weight(r: int, k: int) -> float:
@@ -94,7 +104,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not (self.rank is None or callable(self.rank)):
-            _rank(self.rank, 1)
+            check.rank_or_share(self.rank, 1)
         check.count(self.n_iter, "n_iter")
         check.option(self.sketch, "sketch", sk.KINDS)
         check.flag(self.warm_start, "warm_start")
@@ -112,8 +122,14 @@ class Recipe:
         """Rank at a step for matrices of a shape, None for full."""
         k = min(shape[-2:])
         rank = self.rank(step) if callable(self.rank) else self.rank
-        r = k if rank is None else _rank(rank, k)
+        r = k if rank is None else check.rank_or_share(rank, k)
         return None if r >= k else r
+
+    def sizes(self, shape: tuple[int, ...], step: Any = 0) -> Sizes:
+        """Sizes of the direction of a matrix of a shape; those of the columns of a tail are alpha sqrt((k - r)/n)."""
+        r, (m, n) = self.width(shape, step), shape[-2:]
+        tail = 0.0 if r is None else self.alpha(r, min(m, n)) * math.sqrt((min(m, n) - r) / n)
+        return Sizes(r, tail, self._scaling(m, n, r))
 
     def first_right(self, xp: Any, X: Array, name: str) -> Array | None:
         """Right factor to start warm from, Gaussian rows of length about one; None without a warm start."""
@@ -141,47 +157,54 @@ class Recipe:
         return sk.gaussian(n, count, like=like, rng=be.stream(self.seed, name, step, like)).mT / math.sqrt(n)
 
     def direction(
-        self, xp: Any, U: Array, right: Array | None, step: Any, name: str, sight: Seen | None = None
+        self,
+        xp: Any,
+        U: Array,
+        right: Array | None,
+        step: Any,
+        name: str,
+        sight: Seen | None = None,
+        sizes: Sizes | None = None,
     ) -> Direction:
         """Direction of U; the matrices that are not finite have the direction zero.
 
-        With a `sight` of U, they have been made zero already.
+        With a `sight` of U, they have been made zero already.  `sizes` are given where matrices are filled up.
         """
         if sight is None:
             sight = seen(xp, U)
             U = xp.where(sight.finite, U, xp.zeros_like(U))
         X, s = in_sight(xp, U, sight)
-        r = self.width(X.shape, step)
+        r, tail, length = sizes or self.sizes(X.shape, step)
         if r is None:
-            if self.schedule is None:
-                O = orthogonalize(X)
-            else:
-                O = orthogonalize(be.reduced(xp, X, self.precision), schedule=self.schedule)
-            length = self._length(xp, X.shape, None, sight.e, lambda: _inner(xp, be.convert(xp, O, X.dtype), X))
-            return Direction(O, None, None, None, right, None, sight.e, length, sight.finite)
+            return self._full(xp, X, right, sight, length)
         large = be.reduced(xp, X, self.precision)
         if right is None:
             rng = be.stream(self.seed, name, step, X)
             sample = sampler(xp, large, r, self.sketch, None, rng, self.precision)
-            Y = powered(xp, large, s, sample(large, s), self.n_iter, precision=self.precision)
+            Y = sample(large, s)
         else:  # rows of length about one, which need no scaling
             right = self.resized(xp, right, r, step, name)
             Y = be.large_product(xp, large, times(be.adjoint(xp, right), s), precision=self.precision)
-            Y = powered(xp, large, s, Y, self.n_iter, precision=self.precision)
+        Y = powered(xp, large, s, Y, self.n_iter, precision=self.precision)
         way = Way(r, self.tol, precision=self.precision).serving(X)
         Q, B = block(xp, large, s, Y, way)
         W = multiplied(xp, *rooted(xp, Q, B, way)[1:])
         B = B if s is None else B * (1.0 / s)
         squares = be.column_squares(xp, X) if sight.squares is None and self.tail else sight.squares
-        c, V, rest = self._with_tail(xp, X.shape, squares, B, W, r)
+        c, V, rest = self._with_tail(xp, squares, B, W, tail)
         warm = None if right is None else _refilled(xp, W, right, be.gram(xp, W))
-
-        def inner() -> Array:
+        if self.scale == "nuclear":
             found = _inner(xp, W, B)
-            return found if c is None else found + be.convert(xp, rest(), found.dtype)
-
-        length = self._length(xp, X.shape, r, sight.e, inner)
+            if c is not None:
+                found = found + be.convert(xp, rest(), found.dtype)
+            length = _unscaled(xp, found, sight.e)
         return Direction(X, c, Q, V, warm, B, sight.e, length, sight.finite)
+
+    def _full(self, xp: Any, X: Array, right: Array | None, sight: Seen, length: float) -> Direction:
+        O = orthogonalize(X if self.schedule is None else be.reduced(xp, X, self.precision), schedule=self.schedule)
+        if self.scale == "nuclear":
+            length = _unscaled(xp, _inner(xp, be.convert(xp, O, X.dtype), X), sight.e)
+        return Direction(O, None, None, None, right, None, sight.e, length, sight.finite)
 
     def fits_shards(self, shape: tuple[int, ...], step: Any = 0) -> bool:
         """Whether matrices of a shape can be stepped along where their parts are, else they are needed whole."""
@@ -192,16 +215,16 @@ class Recipe:
         self, xp: Any, U: Array, right: Array | None, step: Any, name: str, shards: Shards
     ) -> Direction:
         """Part of the direction of matrices, in single precision, of which U is a part, and so is the warm start."""
-        n, r = shards.shape[-1], self.width(shards.shape, step) or 0
+        n, (rank, tail, length) = shards.shape[-1], self.sizes(shards.shape, step)
+        r = rank or 0
         if right is None:
             omega = sk.gaussian(n, r, like=U, rng=be.stream(self.seed, name, step, U))
             rows = be.adjoint(xp, omega[shards.columns, :])
         else:
             right = rows = self.resized(xp, right, r, step, name, (n, shards.columns))
         f = factors(xp, U, rows, shards, tail=bool(self.tail), tol=self.tol, precision=self.precision)
-        c, V, _ = self._with_tail(xp, shards.shape, f.squares, f.B, f.W, r)
+        c, V, _ = self._with_tail(xp, f.squares, f.B, f.W, tail)
         warm = None if right is None else _refilled(xp, f.W, right, f.gram)
-        length = self._length(xp, shards.shape, r, None, lambda: f.W)
         return Direction(f.X, c, f.Q, V, warm, f.B, None, length, f.finite)
 
     def alpha(self, r: int, k: int) -> float:
@@ -209,50 +232,33 @@ class Recipe:
         return tail_weight(r, k) if self.tail == "auto" else float(self.tail)
 
     def _with_tail(
-        self, xp: Any, shape: tuple[int, ...], total: Array, B: Array, W: Array, r: int
+        self, xp: Any, total: Array, B: Array, W: Array, length: Array | float
     ) -> tuple[Array | None, Array, Callable[[], Array]]:
         """Return c, W - B c and <X, T c> for the tail T = X - Q B, so that Q W + T c = X c + Q (W - B c).
 
-        `total` are the squared norms of the columns of X, which has that shape.
+        `total` are the squared norms of the columns of X.
 
-        c = alpha sqrt((k - r)/n)/||t_j|| for every column t_j, and ||t_j||^2 = ||x_j||^2 - ||b_j||^2, a difference that
-        cancels to rounding noise where x_j is in the range of Q.
+        c = length/||t_j|| for every column t_j, and ||t_j||^2 = ||x_j||^2 - ||b_j||^2, a difference that cancels to
+        rounding noise where x_j is in the range of Q.
         """
-        k = min(shape[-2:])
-        alpha = self.alpha(r, k)
-        if alpha == 0:
+        if not self.tail:
             return None, W, lambda: W
         rest = total - be.column_squares(xp, B, double=not be.is_single(xp, total))
         floor = TAIL_FLOOR["highest" if be.is_host(B) else self.precision]
         least = floor * total + max(_SMALLEST, 2.0 ** -be.exponent_bound(xp, total))
-        c = alpha * math.sqrt((k - r) / shape[-1]) / xp.sqrt(xp.maximum(rest, least))
+        c = length / xp.sqrt(xp.maximum(rest, least))
         lengths = be.convert(xp, c, B.dtype)
         return lengths, W - lengths * B, lambda: xp.sum(c * rest, axis=-1, keepdims=True)
 
-    def _length(
-        self, xp: Any, shape: tuple[int, ...], r: int | None, e: Array | None, inner: Callable[[], Array]
-    ) -> Array | float:
-        """Multiplier of the learning rate; `inner` computes 2^-e <U, O>."""
-        m, n = shape[-2:]
+    def _scaling(self, m: int, n: int, r: int | None) -> float:
+        """Multiplier of the learning rate by shape and rank."""
         k = min(m, n)
-        if self.scale == "nuclear":
-            return inner() if e is None else be.ldexp(xp, inner(), e)
         if self.scale == "rms_rank" and k:
             size = k if r is None else r + self.alpha(r, k) ** 2 * (k - r)  # ||O||_F^2
             return RMS * math.sqrt(m * n / size)
         if self.scale == "spectral" and k:
             return math.sqrt(max(1, m / n))
-        return 1.0 if self.scale == "none" else RMS * math.sqrt(max(m, n))
-
-
-def _rank(rank: Any, k: int) -> int:
-    """Rank as a number, at most k: an integer is taken as it is, another real number as a fraction of k."""
-    if isinstance(rank, Real) and not isinstance(rank, Integral):
-        share = float(rank)
-        if not 0 < share <= 1:
-            raise RankError(f"rank: expected a fraction in (0, 1] or a positive integer, got {rank}")
-        return max(1, round(share * k))
-    return min(check.count(rank, "rank", low=1), k)
+        return RMS * math.sqrt(max(m, n)) if self.scale == "rms" else 1.0
 
 
 def _refilled(xp: Any, W: Array, old: Array, gram: Array) -> Array:
@@ -276,6 +282,10 @@ def faded(xp: Any, fading: Array, moved: Array, beta: Any, finite: Array) -> Arr
 def real_product(xp: Any, x: Array, y: Array) -> Array:
     """Real parts of conj(x) y."""
     return xp.real(xp.conj(x) * y) if be.is_complex(xp, x) else x * y
+
+
+def _unscaled(xp: Any, x: Array, e: Array | None) -> Array:
+    return x if e is None else be.ldexp(xp, x, e)
 
 
 def _inner(xp: Any, x: Array, y: Array) -> Array:

@@ -27,7 +27,7 @@ LAYERS = (
     {"torch._adamw", "torch._blocks", "torch._maps", "torch._sharded"},
     {"torch._copies"},
     {"torch._pieces"},
-    {"torch._notes", "torch._sums", "torch._ways"},
+    {"torch._notes", "torch._sums", "torch._ways", "torch._filled", "torch._stacks"},
     {"torch._owners"},
     {"torch._update"},
     {"torch._survey"},

@@ -86,7 +86,7 @@ def _step(matrices: list[Matrix], *, gathered: bool = False) -> None:
         collect(matrix._replace(p=holder.tensor, state=holder.state), batches, copies)
     assign(batches.values())
     for batch in batches.values():
-        update(batch)
+        update([batch])
     for p, values in copies:
         p.copy_(values)
     for holder in holders:

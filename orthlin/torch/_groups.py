@@ -17,8 +17,8 @@ from orthlin.schedules import Schedule
 from orthlin.torch import _adamw as adamw
 from orthlin.torch._adamw import is_matrix, tensor
 from orthlin.torch._notes import DIAGNOSTICS
+from orthlin.torch._pieces import stream_name
 from orthlin.torch._sharded import made, right_factor
-from orthlin.torch._update import stream_name
 from orthlin.torch.views import MatrixView, default_view
 
 ALGORITHMS = ("auto", "orthogonal", "adamw")

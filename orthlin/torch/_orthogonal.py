@@ -13,6 +13,7 @@ from orthlin.torch import _adamw as adamw
 from orthlin.torch._adamw import is_matrix, tensor
 from orthlin.torch._copies import average_momenta, check_copies, group_of
 from orthlin.torch._distributed import step_shards
+from orthlin.torch._filled import joined
 from orthlin.torch._groups import (
     check_rate,
     checked,
@@ -215,8 +216,8 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
             with torch.enable_grad():
                 loss = closure()
         batches, copies, sharded = self._ready()
-        for batch in batches:
-            update(batch)
+        for some in batches:
+            update(some)
         if copies:
             torch._foreach_copy_(*map(list, zip(*copies, strict=True)))
         if sharded:
@@ -224,7 +225,7 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
         return loss
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _ready(self) -> tuple[list[Batch], list[tuple[Tensor, Tensor]], list[Matrix]]:
+    def _ready(self) -> tuple[list[list[Batch]], list[tuple[Tensor, Tensor]], list[Matrix]]:
         """Step everything but the matrices, and list those: first what can be refused, then what is written.
 
         The second list is of parameters, each with the copy that is stepped along in its place, the third of what lies
@@ -246,7 +247,7 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
         adamw.step(inner)
         return self._batches(recipes)
 
-    def _batches(self, recipes: list[Recipe]) -> tuple[list[Batch], list[tuple[Tensor, Tensor]], list[Matrix]]:
+    def _batches(self, recipes: list[Recipe]) -> tuple[list[list[Batch]], list[tuple[Tensor, Tensor]], list[Matrix]]:
         batches: dict[Any, Batch] = {}
         copies: list[tuple[Tensor, Tensor]] = []
         sharded = []
@@ -262,4 +263,4 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
                     sharded.append(matrix)
                 else:
                     collect(matrix, batches, copies)
-        return list(batches.values()), copies, sharded
+        return joined(batches), copies, sharded

@@ -14,6 +14,11 @@ from orthlin.torch._sharded import Part, is_sharded, local, somewhere
 from orthlin.torch.views import MatrixView
 
 
+def stream_name(shape: tuple[int, ...]) -> str:
+    """Name under which random numbers are drawn: all matrices of a shape share a draw, whoever holds them."""
+    return "x".join(map(str, shape[-2:]))
+
+
 class Piece(NamedTuple):
     """Matrices of one parameter, as views of shape (b, m, n), with their part of its state."""
 

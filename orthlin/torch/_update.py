@@ -1,6 +1,5 @@
 """One step of a batch of same-shape matrices, in place: the formulas of `orthlin.steppers`, without its copies."""
 
-import math
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -10,48 +9,38 @@ from torch import Tensor
 from orthlin import _backend as be
 from orthlin._direction import Direction, Recipe, faded, real_product
 from orthlin._scaling import Seen, seen
+from orthlin.torch._filled import Stack, directions, sight_of
 from orthlin.torch._notes import note, spectrum
 from orthlin.torch._owners import Swap, by_owners
-from orthlin.torch._pieces import Batch, Piece
+from orthlin.torch._pieces import Batch, Piece, stream_name
+from orthlin.torch._stacks import blend_of, blended, cached, warm_starts, which_given, which_moved
 from orthlin.torch._sums import Exchange
 
-_CACHE = 1 << 24  # bytes of a stack that stays in the cache of a host, on pages that have been written before
+Directed = tuple[Tensor, Direction, Tensor | None, Tensor | None]
+"""Stack, its direction, and of which of its matrices the gradient is not zero, and is there but not finite."""
 _LEAST_DECAY = 1e-12  # far below the rounding of a weight, and its inverse far from overflow
 
 
-def stream_name(shape: tuple[int, ...]) -> str:
-    """Name under which random numbers are drawn: all matrices of a shape share a draw, whoever holds them."""
-    return "x".join(map(str, shape[-2:]))
+def update(batches: list[Batch]) -> None:
+    """Step of batches, one or several small ones; all it makes of their size is a stack, unless entries are far off."""
+    first, stacks = batches[0], [batch.pieces for batch in batches]
+    with be.settings(first.pieces[0].weight):
+        for some in [[pieces] for pieces in cached(stacks[0])] if len(stacks) == 1 else [stacks]:
+            directed = _directed if first.pieces[0].part is None else _directed_in_parts
+            for pieces, found in zip(some, directed(some, first.recipe, first.options), strict=True):
+                _update(pieces, first.recipe, first.options, *found)
 
 
-def update(batch: Batch) -> None:
-    """Step of a batch; all it makes of its size is one stack, unless entries are far out of range."""
-    with be.settings(batch.pieces[0].weight):
-        for pieces in _cached(batch.pieces):
-            _update(pieces, batch.recipe, batch.options)
-
-
-def _cached(pieces: list[Piece]) -> Iterator[list[Piece]]:
-    """Parts of a batch whose stack the host's cache holds; all of it on devices, and if others have a share in it."""
-    size = math.prod(pieces[0].weight.shape[1:]) * _dtype(pieces[0]).itemsize
-    together = pieces[0].part is not None or not be.is_host(pieces[0].weight)
-    if together or size * sum(len(p.weight) for p in pieces) <= _CACHE:
-        yield pieces
-        return
-    part: list[Piece] = []
-    for piece in pieces:
-        if part and size * (sum(len(p.weight) for p in part) + len(piece.weight)) > _CACHE:
-            yield part
-            part = []
-        part.append(piece)
-    yield part
-
-
-def _update(pieces: list[Piece], recipe: Recipe, group: dict[str, Any]) -> None:
+def _update(
+    pieces: list[Piece],
+    recipe: Recipe,
+    group: dict[str, Any],
+    U: Tensor,
+    d: Direction,
+    moved: Tensor | None,
+    bad: Tensor | None,
+) -> None:
     counts = [p.weight.shape[0] for p in pieces]
-    sizes = None if pieces[0].momentum is None or be.is_host(pieces[0].weight) else _sizes(pieces)
-    directed = _directed if pieces[0].part is None else _directed_in_parts
-    U, d, moved, bad = directed(pieces, recipe, group, sizes)
     finite = None if bad is None else d.finite.to(U.dtype)
     if not torch.compiler.is_compiling():
         _remember(pieces, list(U.split(counts)), group, finite)
@@ -81,35 +70,31 @@ def _update(pieces: list[Piece], recipe: Recipe, group: dict[str, Any]) -> None:
     _move(pieces, parts, rate, weight, finite, group)
 
 
-def _directed(
-    pieces: list[Piece], recipe: Recipe, group: dict[str, Any], sizes: Tensor | None
-) -> tuple[Tensor, Direction, Tensor | None, Tensor | None]:
-    """Stack, its direction, and of which of its matrices the gradient is not zero, and is there but not finite."""
-    U, sight = (_fused if torch.compiler.is_compiling() else _stacked)(pieces, group)
-    xp, step, name = be.namespace(U), group["step"], stream_name(U.shape)
-    right, r = None, recipe.width(U.shape, step)
-    if r is not None and recipe.warm_start:
-        right = torch.cat([recipe.resized(xp, p.state[p.right], r, step, name) for p in pieces])
-    bad = _bad(U, sight.finite, _given(pieces))
-    return U, recipe.direction(xp, U, right, step, name, sight), _moved(pieces, sizes), bad
+def _directed(stacks: list[list[Piece]], recipe: Recipe, group: dict[str, Any]) -> list[Directed]:
+    found, rest = [], []
+    for pieces in stacks:
+        moved = which_moved(pieces)
+        U, sight = (_fused if torch.compiler.is_compiling() else _stacked)(pieces, group)
+        bad = _bad(U, sight.finite, which_given(pieces))
+        found.append(Stack(U, sight, warm_starts(pieces, recipe, U.shape, group["step"])))
+        rest.append((moved, bad))
+    made = directions(recipe, found, group["step"])
+    return [(stack.U, d, *more) for stack, d, more in zip(found, made, rest, strict=True)]
 
 
-def _directed_in_parts(
-    pieces: list[Piece], recipe: Recipe, group: dict[str, Any], sizes: Tensor | None
-) -> tuple[Tensor, Direction, Tensor | None, Tensor | None]:
+def _directed_in_parts(stacks: list[list[Piece]], recipe: Recipe, group: dict[str, Any]) -> list[Directed]:
     """The same of parts of matrices, with what others have of them."""
+    (pieces,) = stacks
     part: Any = pieces[0].part
-    U, given, moved = _blends(pieces, group), cast(Tensor, _given(pieces)), _moved(pieces, sizes)
+    U, given, moved = blended(pieces, group), cast(Tensor, which_given(pieces)), which_moved(pieces)
     xp, step, name = be.namespace(U), group["step"], stream_name(part.shape)
-    right, r = None, recipe.width(part.shape, step)
-    if r is not None and recipe.warm_start:
-        right = torch.cat([recipe.resized(xp, p.state[p.right], r, step, name, part.columns) for p in pieces])
+    right = warm_starts(pieces, recipe, part.shape, step, part.columns)
     if part.whole:
         d, given, moved = by_owners(U, right, recipe, Swap(part, pieces[0].owners), step, name, given, moved)
-        return U, d, moved, _bad(U, d.finite, given)
+        return [(U, d, moved, _bad(U, d.finite, given))]
     exchange = Exchange(given, moved)
     d = recipe.direction_on_shards(xp, U, right, step, name, exchange.shards(part))
-    return U, d, exchange.moved(), _bad(U, d.finite, exchange.given())
+    return [(U, d, exchange.moved(), _bad(U, d.finite, exchange.given()))]
 
 
 def _bad(U: Tensor, finite: Tensor, given: Tensor | None) -> Tensor | None:
@@ -122,19 +107,6 @@ def _bad(U: Tensor, finite: Tensor, given: Tensor | None) -> Tensor | None:
     return bad if given is None else bad & given
 
 
-def _given(pieces: list[Piece]) -> Tensor | None:
-    """Which matrices have a gradient, (..., 1, 1), None where all must have one."""
-    return None if pieces[0].given is None else torch.cat([p.given for p in pieces])
-
-
-def _moved(pieces: list[Piece], sizes: Tensor | None) -> Tensor | None:
-    """Which gradients are not zero, (..., 1, 1), where that is needed."""
-    if pieces[0].fading is None:
-        return None
-    xp = be.namespace(pieces[0].gradient)
-    return torch.cat([be.nonzero(xp, p.gradient) for p in pieces]) if sizes is None else sizes != 0
-
-
 def _slices(pieces: list[Piece]) -> Iterator[tuple[Piece, slice]]:
     """Pieces with their places in the stack."""
     start = 0
@@ -143,66 +115,19 @@ def _slices(pieces: list[Piece]) -> Iterator[tuple[Piece, slice]]:
         start += piece.weight.shape[0]
 
 
-def _sizes(pieces: list[Piece]) -> Tensor:
-    """Sizes of the gradients, (..., 1, 1), zero for zero."""
-    if torch.compiler.is_compiling() and pieces[0].gradient.numel():  # along columns, as the norms in the same pass
-        return torch.cat([p.gradient.abs().amax(-2, keepdim=True).amax(-1, keepdim=True) for p in pieces])
-    matrices = [g for p in pieces for g in p.gradient.unbind()]
-    # the 1-norm, as the largest entry of nothing is an error
-    return torch.stack(torch._foreach_norm(matrices, 1)).view(-1, 1, 1)
-
-
-def _dtype(piece: Piece) -> torch.dtype:
-    """Of what is orthogonalized."""
-    dtype = piece.gradient.dtype if piece.momentum is None else piece.momentum.dtype
-    return torch.float32 if dtype.itemsize < 4 else dtype
-
-
-def _blend(piece: Piece, group: dict[str, Any], out: Tensor | None = None) -> Tensor:
-    """What is orthogonalized: a gradient, or its blend with the momentum."""
-    g, m, beta = piece.gradient, piece.momentum, group["momentum"]
-    if m is None:
-        return g.to(_dtype(piece)) if out is None else out.copy_(g)
-    if group["error_feedback"]:
-        return torch.add(m, g, alpha=1 - beta, out=out)
-    # beta (beta M + (1 - beta) G) + (1 - beta) G for Nesterov's momentum
-    return torch.lerp(g.to(_dtype(piece)), m, beta**2 if group["nesterov"] else beta, out=out)
-
-
 def _stacked(pieces: list[Piece], group: dict[str, Any]) -> tuple[Tensor, Seen]:
     """Blends in a stack, and what is seen of them."""
-    U = _blends(pieces, group)
+    U = blended(pieces, group)
     return U, seen(be.namespace(U), U)
-
-
-def _blends(pieces: list[Piece], group: dict[str, Any]) -> Tensor:
-    first, beta = pieces[0], group["momentum"]
-    counts, (m, n) = [len(p.weight) for p in pieces], first.weight.shape[1:]
-    U = torch.empty((sum(counts), m, n), dtype=_dtype(first), device=first.weight.device)
-    if first.weight.stride(-2) < first.weight.stride(-1):
-        U = U.view(-1, n, m).mT
-    parts = list(U.split(counts))
-    if be.is_host(U):  # where passes cost more than calls
-        for piece, out in zip(pieces, parts, strict=True):
-            _blend(piece, group, out)
-    else:
-        torch._foreach_copy_(parts, [p.gradient for p in pieces])
-        momenta = [p.momentum for p in pieces if p.momentum is not None]
-        if group["error_feedback"]:
-            torch._foreach_mul_(parts, 1 - beta)
-            torch._foreach_add_(parts, momenta)
-        elif momenta:
-            torch._foreach_lerp_(parts, momenta, beta**2 if group["nesterov"] else beta)
-    return U
 
 
 def _fused(pieces: list[Piece], group: dict[str, Any]) -> tuple[Tensor, Seen]:
     """The same, zero where one is not finite, and momenta for `torch.compile`, which makes two passes of it all."""
-    parts = [_blend(piece, group) for piece in pieces]
+    parts = [blend_of(piece, group) for piece in pieces]
     xp = be.namespace(parts[0])
     sights = [seen(xp, x) for x in parts]
     parts = [torch.where(found.finite, x, 0) for found, x in zip(sights, parts, strict=True)]
-    sight = Seen(*(None if found[0] is None else torch.cat(found) for found in zip(*sights, strict=True)))
+    sight = sight_of(sights)
     _remember(pieces, parts, group, sight.finite.to(parts[0].dtype))
     return torch.cat(parts), sight
 
