@@ -132,15 +132,20 @@ def _why_missing(name: str) -> str | None:
     return None
 
 
+def found(name: str) -> Backend:
+    """The backend, if it is there; else its test is skipped, or fails where ORTHLIN_REQUIRE_BACKENDS names it."""
+    reason = _why_missing(name)
+    if reason is not None:
+        if name in os.environ.get("ORTHLIN_REQUIRE_BACKENDS", "").split(","):
+            pytest.fail(f"required backend {name}: {reason}")
+        pytest.skip(reason)
+    return BACKENDS[name]
+
+
 @pytest.fixture(params=BACKENDS)
 def xp(request: pytest.FixtureRequest) -> Backend:
-    """Every backend in turn; one that is missing is skipped, or fails where ORTHLIN_REQUIRE_BACKENDS names it."""
-    reason = _why_missing(request.param)
-    if reason is not None:
-        if request.param in os.environ.get("ORTHLIN_REQUIRE_BACKENDS", "").split(","):
-            pytest.fail(f"required backend {request.param}: {reason}")
-        pytest.skip(reason)
-    return BACKENDS[request.param]
+    """Every backend in turn."""
+    return found(request.param)
 
 
 @pytest.fixture(scope="module")
