@@ -10,6 +10,10 @@ from typing import Any
 # One thread a process: the tests run in several, whose threads would wait for each other's cores.
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
+# XLA compiles for longer than its programs run here: no LLVM optimization, loops by the emitters that compile fastest.
+# Set to 0 and to nothing they give what users get; processes that a test starts inherit them.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import array_api_strict
 import jax
@@ -132,15 +136,20 @@ def _why_missing(name: str) -> str | None:
     return None
 
 
+def found(name: str) -> Backend:
+    """The backend, if it is there; else its test is skipped, or fails where ORTHLIN_REQUIRE_BACKENDS names it."""
+    reason = _why_missing(name)
+    if reason is not None:
+        if name in os.environ.get("ORTHLIN_REQUIRE_BACKENDS", "").split(","):
+            pytest.fail(f"required backend {name}: {reason}")
+        pytest.skip(reason)
+    return BACKENDS[name]
+
+
 @pytest.fixture(params=BACKENDS)
 def xp(request: pytest.FixtureRequest) -> Backend:
-    """Every backend in turn; one that is missing is skipped, or fails where ORTHLIN_REQUIRE_BACKENDS names it."""
-    reason = _why_missing(request.param)
-    if reason is not None:
-        if request.param in os.environ.get("ORTHLIN_REQUIRE_BACKENDS", "").split(","):
-            pytest.fail(f"required backend {request.param}: {reason}")
-        pytest.skip(reason)
-    return BACKENDS[request.param]
+    """Every backend in turn."""
+    return found(request.param)
 
 
 @pytest.fixture(scope="module")

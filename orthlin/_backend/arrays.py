@@ -14,7 +14,6 @@ DType = Any
 
 namespace = compat.array_namespace
 _OF_NUMPY = (np.ndarray, np.generic)
-_CLASSES = (("numpy", "ndarray"), ("torch", "Tensor"), ("jax", "Array"), ("jax.core", "Tracer"), ("cupy", "ndarray"))
 
 
 def library(x: Any) -> str:
@@ -25,7 +24,9 @@ def library(x: Any) -> str:
 
 @cache
 def _library(kind: type) -> str:
-    for module, name in _CLASSES:
+    # Written here because in a global tuple `torch.compile` looks up every name by a pass over all loaded modules.
+    known = (("numpy", "ndarray"), ("torch", "Tensor"), ("jax", "Array"), ("jax.core", "Tracer"), ("cupy", "ndarray"))
+    for module, name in known:
         if module in sys.modules and issubclass(kind, getattr(sys.modules[module], name)):
             return module.partition(".")[0]
     return ""
