@@ -20,7 +20,7 @@ KINDS = {
 
 
 def model(dtype=torch.float32):
-    return [torch.nn.Parameter(p.detach().to(dtype)) for p in parameters([(24, 16), (24, 16), (5,)])]
+    return [torch.nn.Parameter(p.detach().to(dtype)) for p in parameters([(24, 16), (24, 16), (16, 20), (5,)])]
 
 
 def stepped(params, optimizer, step, steps=3):
