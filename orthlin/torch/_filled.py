@@ -33,16 +33,23 @@ def joined(batches: dict[Any, Batch]) -> list[list[Batch]]:
     found: list[list[Batch]] = []
     last: dict[Any, list[Batch]] = {}
     for (kind, *others), batch in sorted(batches.items(), key=lambda item: item[1].pieces[0].weight.shape[1:].numel()):
-        recipe, r = batch.recipe, _rank(batch)
+        if not _can_be_filled_up(batch):
+            found.append([batch])
+            continue
+        r = _rank(batch)
         # an exact basis has a direction for every row of a warm start, also for one of zeros
-        key = kind[1:], *others, r if recipe.tol is None else r is None
-        fits = recipe.n_iter == 0 and (r is None or recipe.warm_start) and not be.is_host(batch.pieces[0].weight)
-        if fits and key in last and _size([*last[key], batch]) <= _MOST:
+        key = kind[1:], *others, r if batch.recipe.tol is None else r is None
+        if key in last and _size([*last[key], batch]) <= _MOST:
             last[key].append(batch)
         else:
             last[key] = [batch]
             found.append(last[key])
     return found
+
+
+def _can_be_filled_up(batch: Batch) -> bool:
+    draws = batch.recipe.n_iter or not (batch.recipe.warm_start or _rank(batch) is None)
+    return not draws and not be.is_host(batch.pieces[0].weight) and _size([batch]) > 0
 
 
 def _rank(batch: Batch) -> int | None:

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from orthlin import _backend as be
 from orthlin.torch import MSGD, LowRankMSGD, LowRankMuon, Muon, _filled
 
-SHAPES = [(12, 8), (8, 12), (5, 30), (12, 8), (9, 9), (2, 40), (1, 7)]
+SHAPES = [(12, 8), (8, 12), (5, 30), (12, 8), (9, 9), (2, 40), (1, 7), (0, 6)]
 KINDS = {
     "low rank": (LowRankMuon, {"rank": 0.5}),
     "one rank, full for the smallest": (LowRankMuon, {"rank": 4, "diagnostics": True}),
