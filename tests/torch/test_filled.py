@@ -49,12 +49,15 @@ def stepped(kind, options, *, apart, dtype=torch.float64, shapes=SHAPES, steps=4
     return optimizer, params
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128, torch.float32])
+@pytest.mark.parametrize(
+    ("dtype", "doubles"),
+    [(torch.float64, True), (torch.complex128, True), (torch.float32, True), (torch.float32, False)],
+    ids=["double", "complex", "single", "single without double"],
+)
 @pytest.mark.parametrize("name", KINDS)
-def test_a_step_is_that_of_each_shape(monkeypatch, name, dtype):
-    """In single precision without a double one."""
+def test_a_step_is_that_of_each_shape(monkeypatch, name, dtype, doubles):
     tol = 2e-5 if dtype is torch.float32 else 1e-11
-    if dtype is torch.float32:
+    if not doubles:
         monkeypatch.setattr(be, "wide_dtype", lambda *_, **__: None)
     kind, options = KINDS[name]
     (mine, params), (reference, expected) = (stepped(kind, options, apart=x, dtype=dtype) for x in (False, True))
