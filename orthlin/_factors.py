@@ -45,7 +45,7 @@ def block(xp: Any, X: Array, s: Array | None, Y: Array, way: Way) -> tuple[Array
     if 0 in Y.shape:
         Q = Y
     elif way.tol is not None:
-        Q = be.convert(xp, basis(xp, Y, exact=False), Y.dtype)
+        Q = be.convert(xp, basis(xp, _squarable(xp, Y), exact=False), Y.dtype)
     elif way.method == "auto" and _by_products(xp, Y):
         (Q,) = be.differentiable(xp, lambda Y: (be.convert(xp, basis(xp, Y, exact=True), Y.dtype),), basis_rule, Y)
     elif way.method == "auto" and _narrow(xp, Y, X.shape[-1]):
@@ -72,6 +72,7 @@ def rooted(xp: Any, Q: Array, C: Array, way: Way) -> tuple[Array, Array | None, 
         return Q[..., :r], xp.zeros((r, C.shape[-2]), dtype=C.dtype, device=be.device(C)), C
     uncut = r == C.shape[-2]
     if method == "auto" and tol is not None and uncut:
+        C = _squarable(xp, C)
         return Q, approximate_root(xp, be.gram(xp, wide(xp, C)), tol), C
     if method == "auto" and be.is_host(C) and be.wide_dtype(xp, C) is not None:
         return _by_gram(xp, Q, C, r)
@@ -109,6 +110,11 @@ def _near_one(xp: Any, x: Array) -> Array:
     """
     top = be.constant(xp.max(xp.abs(x), axis=(-2, -1), keepdims=True))
     return x / be.convert(xp, top + 2.0 ** -be.exponent_bound(xp, x), x.dtype)  # zero is divided by it too
+
+
+def _squarable(xp: Any, x: Array) -> Array:
+    """`x`, or where no wider precision takes its squares, `x` near one: a sketch may miss all that is large."""
+    return _near_one(xp, x) if be.wide_dtype(xp, x) is None else x
 
 
 def _line(xp: Any, Q: Array, C: Array) -> float:

@@ -276,3 +276,19 @@ def test_what_a_test_matrix_does_not_see_may_be_of_any_size():
     O = lowrank_orth(G, 4, test_matrix=omega)
     assert np.isfinite(O).all()
     assert abs(np.linalg.norm(O, 2) - 1) < 1e-6
+
+
+@pytest.mark.parametrize("tol", [None, 0.1])
+@pytest.mark.parametrize("n_iter", [0, 1])
+@pytest.mark.parametrize(("dtype", "decades"), [("float32", (8, 20, 30, 37)), ("float64", (8, 160, 200, 307))])
+def test_a_sketch_may_miss_all_that_is_large(xp, dtype, decades, n_iter, tol):
+    """Also where the squares of what it finds are out of range, with and without a wider dtype."""
+    omega = np.eye(9, 2, k=-3, dtype=dtype)
+    for decade in decades:
+        G = np.zeros((6, 9), dtype)
+        G[0, 0], G[1, 3], G[2, 4] = 1.0, 10.0**-decade, 2 * 10.0**-decade
+        with jax.enable_x64(dtype == "float64"):
+            Q, W = xp.call(lowrank_orth_factors, G, 2, test_matrix=omega, n_iter=n_iter, tol=tol)
+        for factor in (Q, W):
+            sigma = np.linalg.svd(factor, compute_uv=False)
+            assert np.abs(sigma - 1).max() <= (tol or 32 * np.finfo(dtype).eps), decade
