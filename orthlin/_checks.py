@@ -4,12 +4,12 @@ import math
 import numbers
 import operator
 from collections.abc import Collection
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from orthlin import _backend as be
+from orthlin._schedule import FINEST_TOL, number
 from orthlin.errors import ArrayTypeError, DeviceError, DTypeError, OptionError, RankError, ShapeError
 
 _BITS = (16, 32, 64)  # of a real number, or of each part of a complex one
@@ -119,18 +119,26 @@ def flag(value: Any, name: str) -> None:
 
 def positive(value: Any, name: str, below: float = math.inf) -> float:
     """`value` as a float in (0, below)."""
-    number = _number(value)
-    if not 0 < number < below:
+    x = number(value)
+    if not 0 < x < below:
         raise OptionError(f"{name}: expected a number between 0 and {below}, got {value!r}")
-    return number
+    return x
+
+
+def tolerance(value: Any, name: str) -> float | None:
+    """`value` as a float in [2^-50, 1), or None."""
+    x = None if value is None else number(value)
+    if not (x is None or FINEST_TOL <= x < 1):
+        raise OptionError(f"{name}: expected None or a number of at least {FINEST_TOL:.2g} and below 1, got {value!r}")
+    return x
 
 
 def non_negative(value: Any, name: str, below: float = math.inf) -> float:
     """`value` as a float in [0, below)."""
-    number = _number(value)
-    if not 0 <= number < below:
+    x = number(value)
+    if not 0 <= x < below:
         raise OptionError(f"{name}: expected a number of at least 0 and below {below}, got {value!r}")
-    return number
+    return x
 
 
 def hyperparameter(value: Any, name: str, below: float = math.inf) -> Any:
@@ -140,10 +148,3 @@ def hyperparameter(value: Any, name: str, below: float = math.inf) -> Any:
     if be.is_host(value):
         non_negative(be.scalar(value), name, below)
     return value
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        with suppress(OverflowError):
-            return float(value)
-    return math.nan

@@ -105,18 +105,17 @@ class Recipe:
     def __post_init__(self) -> None:
         if not (self.rank is None or callable(self.rank)):
             check.rank_or_share(self.rank, 1)
-        check.count(self.n_iter, "n_iter")
+        numbers: dict[str, Any] = {"tol": check.tolerance(self.tol, "tol")}
+        numbers |= {name: check.count(getattr(self, name), name) for name in ("n_iter", "seed")}
         check.option(self.sketch, "sketch", sk.KINDS)
         check.flag(self.warm_start, "warm_start")
         check.option(self.precision, "precision", be.PRECISIONS)
         check.option(self.scale, "scale", SCALES)
-        check.count(self.seed, "seed")
         if not (self.schedule is None or isinstance(self.schedule, Schedule)):
             raise OptionError(f"schedule: expected an orthlin.schedules.Schedule, got {self.schedule!r}")
-        if self.tail != "auto":
-            check.non_negative(self.tail, "tail")
-        if self.tol is not None:
-            check.positive(self.tol, "tol", below=1.0)
+        if not (isinstance(self.tail, str) and self.tail == "auto"):
+            numbers["tail"] = check.non_negative(self.tail, "tail")
+        vars(self).update(numbers)  # as Python's numbers, of which schedules are made
 
     def width(self, shape: tuple[int, ...], step: Any = 0) -> int | None:
         """Rank at a step for matrices of a shape, None for full."""

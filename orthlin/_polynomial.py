@@ -7,12 +7,12 @@ from typing import Any
 from orthlin import _backend as be
 from orthlin._minimax import Odd, image_of_all
 from orthlin._scaling import frobenius
-from orthlin._schedule import constant, rounding
+from orthlin._schedule import FINEST_TOL, constant, rounding
 from orthlin.errors import ScheduleError
 from orthlin.schedules import Schedule, for_tolerance, stable, suppress
 
 Array = Any
-_LOWER, _FINEST_TOL, _SAFETY = 1e-3, 2.0**-50, 1e-3  # of the schedules that a tolerance chooses
+_LOWER, _SAFETY = 1e-3, 1e-3  # of the schedules that a tolerance chooses
 
 # The Gram form starts afresh once a rounding error of the Gram matrix, which may have made an eigenvalue
 # negative, has grown to this size; up to there p(x)/x changes little around zero.
@@ -133,7 +133,7 @@ def reaching(tol: float, unit: float) -> Schedule:
 
     They are worst where a library does not fuse products and sums, and for the Gram form.
     """
-    return for_tolerance(_LOWER, max(0.9 * tol - 8 * unit, _FINEST_TOL), safety=max(_SAFETY, 4 * unit))
+    return for_tolerance(_LOWER, max(0.9 * tol - 8 * unit, FINEST_TOL), safety=max(_SAFETY, 4 * unit))
 
 
 @constant

@@ -1,9 +1,13 @@
 """What a polynomial schedule is: a composition of odd polynomials, and what can be promised about it."""
 
+import operator
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property, wraps
-from math import inf, isfinite, prod
+from math import inf, isfinite, nan, prod
+from numbers import Real
 from typing import Any
 
 from orthlin._minimax import Odd, bisect, evaluate, image_of_all
@@ -12,6 +16,7 @@ from orthlin.errors import OptionError, ScheduleError
 _SIGN_SLACK = 1e-12
 _MAXIMUM_SLACK = 0.1
 _BAND_SLACK = 1e-12
+FINEST_TOL = 2.0**-50  # below this the band of a composition in double precision is rounding only
 
 
 def constant(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,12 +37,29 @@ def require(holds: bool, message: str) -> None:
         raise OptionError(message)
 
 
-def check_design(lower: float, n_iter: int = 1, safety: float = 0.0) -> None:
-    """OptionError unless a schedule can be made for [lower, 1] with so many steps."""
-    require(0.0 < lower < 1.0, f"lower must lie strictly between 0 and 1, got {lower!r}")
-    integer = isinstance(n_iter, int) and not isinstance(n_iter, bool)
-    require(integer and n_iter >= 1, f"n_iter must be an integer of at least 1, got {n_iter!r}")
-    require(0.0 <= safety < 1.0, f"safety must lie in [0, 1), got {safety!r}")
+def number(value: Any) -> float:
+    """`value` as a float, NaN if it is no real number."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            return float(value)
+    return nan
+
+
+def whole(value: Any, name: str) -> int:
+    """`value` as an int of at least 1."""
+    with suppress(TypeError):
+        count = -1 if isinstance(value, bool) else operator.index(value)
+        if count >= 1:
+            return count
+    raise OptionError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def check_design(lower: Any, n_iter: Any = 1, safety: Any = 0.0) -> tuple[float, int, float]:
+    """Return the arguments as Python's numbers; OptionError unless a schedule can be made for [lower, 1]."""
+    low, margin = number(lower), number(safety)
+    require(sys.float_info.min <= low < 1.0, f"lower must lie strictly between 0 and 1, got {lower!r}")
+    require(0.0 <= margin < 1.0, f"safety must lie in [0, 1), got {safety!r}")
+    return low, whole(n_iter, "n_iter"), margin
 
 
 @dataclass(frozen=True)

@@ -73,9 +73,9 @@ def lowrank_orth(
         precision two r x r Gram matrices in float64, and on the host "exact" where they are not enough; where a device
         has no float64, or a slow one, products in float32 up to r = min(m, n)/2; "exact" for the rest.
     tol : float, optional
-        Bring every singular value of the block :math:`Q^H G` of at least tol/10 times its Schatten 4-norm within `tol`
-        of one; smaller ones end in [0, 1 + tol].  The r x r work falls from about 80 products to 13 (0.1) or 21 (0.01);
-        the host, which decomposes instead, takes blocks above rank 64 to working precision all the same.
+        Bring every singular value of the block :math:`Q^H G` of at least tol/10 times its Schatten 4-norm within `tol`,
+        2^-50 or more, of one; smaller ones end in [0, 1 + tol].  The r x r work falls from about 80 products to 13
+        (0.1) or 21 (0.01); the host, which decomposes instead, takes blocks above rank 64 to working precision.
     precision : {"highest", "high", "medium"}
         Of the large products on devices, in the words of ``torch.set_float32_matmul_precision``: float32;
         TensorFloat-32 by torch on CUDA, while no other thread computes here, and by JAX; bfloat16 where the library has
@@ -218,7 +218,7 @@ def _parts(
     check.option(sketch, "sketch", sk.KINDS)
     check.option(method, "method", METHODS)
     check.option(precision, "precision", be.PRECISIONS)
-    tol = None if tol is None else check.positive(tol, "tol", below=1.0)
+    tol = check.tolerance(tol, "tol")
     # sketch and block tell the host what a pass over G would, where nothing is spanned, repeated or used up
     again = test_matrix is not None or rng is None or isinstance(rng, int)
     first = again and be.is_host(G) and width not in G.shape[-2:] and n_iter == 0

@@ -8,8 +8,10 @@ computed here, exactly, before any matrix is touched.
 Source of the idea: Kovarik (1970), Bjorck and Bowie (1971); see Higham, Functions of Matrices, chapter 8.
 """
 
+from math import inf
+
 from orthlin._minimax import cheapest, greedy, growth
-from orthlin._schedule import Schedule, check_design, require
+from orthlin._schedule import FINEST_TOL, Schedule, check_design, number, require, whole
 
 __all__ = [
     "Schedule",
@@ -34,7 +36,6 @@ _SPEEDRUN = (
 )
 _PAPER_CUSHION = 0.02407327424182761
 _HIGH_PASS = (0.0, 2.5, -1.5)
-_FINEST_TOL = 2.0**-50  # below this the band of a composition in double precision is rounding only
 _MAX_PRODUCTS = 400  # reaches lower = 1e-60
 
 
@@ -63,11 +64,13 @@ def newton_schulz(n_iter: int, degree: int = 3, *, lower: float = 1e-3, upper: f
     >>> [round(x, 4) for x in newton_schulz(20).band]
     [0.9999, 1.0]
     """
-    check_design(min(lower, 0.5), n_iter)
-    require(degree in _CLASSICAL, f"degree must be 3 or 5, got {degree!r}")
+    low, high, order, n_iter = number(lower), number(upper), whole(degree, "degree"), whole(n_iter, "n_iter")
+    require(0.0 < high < inf, f"upper must be a number above 0, got {upper!r}")
+    require(0.0 < low < high, f"lower must lie above 0 and below upper = {high:g}, got {lower!r}")
+    require(order in _CLASSICAL, f"degree must be 3 or 5, got {degree!r}")
     source = "Kovarik 1970; Bjorck and Bowie 1971: Taylor polynomial of (1 - t)^(-1/2), t = 1 - x^2"
-    steps = (_CLASSICAL[degree],) * n_iter
-    return Schedule(f"newton_schulz({n_iter}, {degree})", steps, (lower, upper), source)
+    steps = (_CLASSICAL[order],) * n_iter
+    return Schedule(f"newton_schulz({n_iter}, {order})", steps, (low, high), source)
 
 
 def muon(n_iter: int = 5, *, lower: float = 1e-3) -> Schedule:
@@ -94,7 +97,7 @@ def muon(n_iter: int = 5, *, lower: float = 1e-3) -> Schedule:
     >>> [round(x, 3) for x in muon(lower=1e-2).band]
     [0.682, 1.134]
     """
-    check_design(lower, n_iter)
+    lower, n_iter, _ = check_design(lower, n_iter)
     return Schedule(f"muon({n_iter})", (_MUON,) * n_iter, (lower, 1.0), "Jordan et al., Muon, 2024")
 
 
@@ -121,7 +124,7 @@ def speedrun(*, lower: float = 1e-3) -> Schedule:
     >>> [round(x, 3) for x in speedrun(lower=1e-2).band]
     [0.978, 1.032]
     """
-    check_design(lower)
+    lower, _, _ = check_design(lower)
     return Schedule("speedrun", _SPEEDRUN, (lower, 1.0), "You Jiacheng, NanoGPT speed run, 2025")
 
 
@@ -156,10 +159,10 @@ def polar_express(
     >>> polar_express(safety=0.0).steps[0]
     (8.28721201814562, -23.59588651909881, 17.300387312530912)
     """
-    check_design(lower, n_iter, safety)
-    require(0.0 <= cushion < 1.0, f"cushion must lie in [0, 1), got {cushion!r}")
-    require(degree in range(3, 22, 2), f"degree must be odd, from 3 to 21, got {degree!r}")
-    steps = greedy(degree, lower, n_iter, safety, cushion)
+    lower, n_iter, safety = check_design(lower, n_iter, safety)
+    require(0.0 <= number(cushion) < 1.0, f"cushion must lie in [0, 1), got {cushion!r}")
+    require(whole(degree, "degree") in range(3, 22, 2), f"degree must be odd, from 3 to 21, got {degree!r}")
+    steps = greedy(whole(degree, "degree"), lower, n_iter, safety, number(cushion))
     source = "Amsel et al., Polar Express, arXiv 2505.16932; computed here by the Remez exchange"
     return Schedule(f"polar_express({lower:g}, {n_iter})", steps, (lower, 1.0), source)
 
@@ -188,7 +191,7 @@ def cans(lower: float, n_iter: int, *, safety: float = 0.0) -> Schedule:
     >>> [round(x, 3) for x in cans(1e-3, 9).band]
     [0.998, 1.002]
     """
-    check_design(lower, n_iter, safety)
+    lower, n_iter, safety = check_design(lower, n_iter, safety)
     steps = greedy(3, lower, n_iter, safety, cushion=0.0)
     source = "Grishina, Smirnov, Rakhuba, CANS, arXiv 2506.10935; closed form"
     return Schedule(f"cans({lower:g}, {n_iter})", steps, (lower, 1.0), source)
@@ -220,8 +223,9 @@ def for_tolerance(lower: float, tol: float, *, safety: float = 1e-3) -> Schedule
     >>> for_tolerance(1e-3, 1e-6).products
     20
     """
-    check_design(lower, safety=safety)
-    require(_FINEST_TOL <= tol < 1.0, f"tol must lie in [{_FINEST_TOL:.3g}, 1), got {tol!r}")
+    lower, _, safety = check_design(lower, safety=safety)
+    require(FINEST_TOL <= number(tol) < 1.0, f"tol must lie in [{FINEST_TOL:.3g}, 1), got {tol!r}")
+    tol = number(tol)
     steps = cheapest(lower, tol, safety, _MAX_PRODUCTS)
     require(steps is not None, f"tol={tol:g} on [{lower:g}, 1] takes over {_MAX_PRODUCTS} products")
     source = "optimal steps (arXiv 2505.16932), degrees chosen here by dynamic programming"
@@ -254,11 +258,12 @@ def stable(lower: float = 1e-16, tol: float = 2.0**-53) -> Schedule:
     >>> len(stable()), stable().products
     (46, 97)
     """
-    check_design(lower)
-    require(0.0 < tol < 1.0, f"tol must lie strictly between 0 and 1, got {tol!r}")
+    lower, _, _ = check_design(lower)
+    require(0.0 < number(tol) < 1.0, f"tol must lie strictly between 0 and 1, got {tol!r}")
+    tol = number(tol)
     steps, low = growth(lower)
     gap = 1.0 - low
-    while gap > tol:
+    while gap > tol or not steps:
         steps += (_CLASSICAL[5],)
         gap = gap**3 * (20.0 - 15.0 * gap + 3.0 * gap**2) / 8
     source = "scaled cubic and classical quintic under the condition of Nakatsukasa and Higham 2012"
@@ -289,6 +294,6 @@ def suppress(n_iter: int = 4) -> Schedule:
     >>> round(suppress()(0.6), 4), round(suppress()(0.95), 4)
     (0.0, 1.0)
     """
-    check_design(0.5, n_iter)
+    n_iter = whole(n_iter, "n_iter")
     source = "odd quintic with p(1) = 1, p'(1) = 0 and no linear term; derived here"
     return Schedule(f"suppress({n_iter})", (_HIGH_PASS,) * n_iter, (0.9, 1.1), source)

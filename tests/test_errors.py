@@ -2,6 +2,8 @@
 
 import builtins
 import inspect
+from fractions import Fraction
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 import orthlin
-from orthlin import errors, metrics, schedules, sketch
+from orthlin import errors, metrics, schedules, sketch, steppers
 from orthlin.errors import (
     ArrayTypeError,
     DeviceError,
@@ -206,7 +208,11 @@ OPTIONS = [
     (lambda: schedules.muon(lower=1.5), OptionError, "lower", "1.5", "between 0 and 1"),
     (lambda: schedules.muon(0), OptionError, "n_iter", "0", "at least 1"),
     (lambda: schedules.newton_schulz(3, 4), OptionError, "degree", "4", "3 or 5"),
-    (lambda: schedules.newton_schulz(3, lower=2.0), OptionError, "interval", "(2.0, 1.0)", "empty"),
+    (lambda: schedules.newton_schulz(3, lower=2.0), OptionError, "lower", "2.0", "below upper = 1"),
+    (lambda: low_rank(A, 1, tol=1e-17), OptionError, "tol:", "1e-17", "at least 8.9e-16"),
+    (lambda: steppers.muon(0.1, rank=1, tol=5e-324), OptionError, "tol:", "5e-324", "at least 8.9e-16"),
+    (lambda: steppers.muon(0.1, tail=np.ones(2)), OptionError, "tail:", "array", "at least 0"),
+    (lambda: schedules.for_tolerance(5e-324, 0.1), OptionError, "lower", "5e-324", "between 0 and 1"),
     (lambda: schedules.polar_express(safety=1), OptionError, "safety", "1", "[0, 1)"),
     (lambda: schedules.polar_express(cushion=-1), OptionError, "cushion", "-1", "[0, 1)"),
     (lambda: schedules.polar_express(degree=4), OptionError, "degree", "4", "odd, from 3 to 21"),
@@ -227,6 +233,44 @@ OPTIONS = [
 @pytest.mark.parametrize(("call", "error", "argument", "given", "accepted"), OPTIONS)
 def test_a_bad_option_names_itself_what_was_given_and_what_is_accepted(call, error, argument, given, accepted):
     says(call, error, argument, given, accepted)
+
+
+BUILD: dict[str, Any] = {
+    "newton_schulz": {"n_iter": 3, "degree": 3, "lower": 0.1, "upper": 1.0},
+    "muon": {"n_iter": 3, "lower": 0.1},
+    "speedrun": {"lower": 0.1},
+    "polar_express": {"lower": 0.1, "n_iter": 2, "safety": 0.01, "cushion": 0.02, "degree": 5},
+    "cans": {"lower": 0.1, "n_iter": 2, "safety": 0.01},
+    "for_tolerance": {"lower": 0.1, "tol": 0.1, "safety": 0.01},
+    "stable": {"lower": 0.1, "tol": 0.1},
+    "suppress": {"n_iter": 2},
+}
+NO_NUMBERS = (None, True, "x", [], {}, 1j, np.ones(2), np.nan, object())
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, options in BUILD.items() for key in options])
+def test_what_is_no_number_makes_no_schedule(name, key):
+    for bad in NO_NUMBERS:
+        says(lambda bad=bad: getattr(schedules, name)(**BUILD[name] | {key: bad}), OptionError, key, repr(bad), "")
+
+
+@pytest.mark.parametrize("name", BUILD)
+def test_a_schedule_of_other_numbers_is_that_of_pythons(name):
+    build, plain = getattr(schedules, name), {k: v if isinstance(v, int) else 0.5 for k, v in BUILD[name].items()}
+    plain |= {"upper": 1.0} if "upper" in plain else {}
+    for kind in (np.float32, np.float64, Fraction):
+        assert build(**{k: np.int64(v) if isinstance(v, int) else kind(v) for k, v in plain.items()}) == build(**plain)
+
+
+def test_a_stepper_of_numpys_numbers_is_that_of_pythons():
+    given = {"rank": 2, "tol": 0.5, "tail": 0.5, "n_iter": 1, "seed": 3, "lr": 0.5, "weight_decay": 0.25}
+    numpys = {k: np.int64(v) if isinstance(v, int) else np.float32(v) for k, v in given.items()}
+    G = np.arange(24.0).reshape(4, 6) % 7
+    found = []
+    for options in (given, numpys, numpys | {"seed": np.asarray(3)}):
+        stepper = steppers.muon(**options)
+        found.append(stepper.update(G, stepper.init(G), G)[0])
+    assert all(np.array_equal(found[0], other) for other in found[1:])
 
 
 def test_an_error_leaves_the_generator_as_it_was():

@@ -288,6 +288,14 @@ def test_options_out_of_range(build):
         build()
 
 
+@pytest.mark.parametrize("tol", [0.3, 0.5, 0.99])
+@pytest.mark.parametrize("lower", [0.3, 0.5, 0.9, 1 - 2**-53])
+@pytest.mark.parametrize("build", [stable, for_tolerance])
+def test_what_is_close_enough_already_gets_a_step(build, lower, tol):
+    low, high = build(lower, tol).band
+    assert 1 - tol <= low <= high <= 1 + tol
+
+
 def test_schedules_are_immutable_and_comparable():
     assert muon() == muon()
     assert hash(muon()) == hash(muon())
