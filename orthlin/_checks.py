@@ -72,6 +72,14 @@ def companion(xp: Any, x: Any, name: str, other: Any, other_name: str) -> None:
         raise DTypeError(f"{name}: is {x.dtype} where {other_name} is {other.dtype}; make both real or both complex")
 
 
+def twin(xp: Any, x: Any, name: str, other: Any, other_name: str) -> None:
+    """Check that `x` is an array like `other`: same library, device and shape, both real or both complex."""
+    companion(xp, other, other_name, x, name)
+    companion(xp, x, name, other, other_name)
+    if x.shape != other.shape:
+        raise ShapeError(f"{name}: expected the shape of {other_name}, {tuple(other.shape)}, got {tuple(x.shape)}")
+
+
 def count(value: Any, name: str, *, low: int = 0, high: int | None = None) -> int:
     """`value` as an int in [low, high]."""
     try:

@@ -50,7 +50,7 @@ def gradient_transformation(stepper: Stepper) -> GradientTransformation:
     ArrayTypeError, DTypeError, ShapeError
         By `init` and `update`, if a leaf is not a matrix, or its gradient has another shape.
     OptionError
-        By `update`, if it is given no parameters.
+        By `update`, if gradients, state and parameters are not of one tree, or the state is not of this stepper.
 
     Notes
     -----
@@ -85,11 +85,13 @@ def gradient_transformation(stepper: Stepper) -> GradientTransformation:
         if params is None:
             raise OptionError("params: expected the tree of parameters, got None; pass it to update()")
         given, structure = _matrices(gradients, "gradients")
-        leaves = list(map(jnp.asarray, structure.flatten_up_to(params)))
+        leaves = list(map(jnp.asarray, _flattened(structure, params, "params")))
         if [G.shape for G in given] != [X.shape for X in leaves]:
             shapes = tuple([x.shape for x in side] for side in (leaves, given))
             raise ShapeError(f"gradients: expected the shapes of params, {shapes[0]}, got {shapes[1]}")
-        momenta = structure.flatten_up_to(state.momentum) if tree.leaves(state.momentum) else None
+        if not isinstance(state, State):
+            raise OptionError(f"state: expected what init() returns, got {type(state).__name__}")
+        momenta = _flattened(structure, state.momentum, "state") if tree.leaves(state.momentum) else None
         deltas, moved, stacks = list(leaves), list(leaves), {}
         for key, places in _groups(leaves).items():
             G, X, M = (side and _stacked([side[i] for i in places]) for side in (given, leaves, momenta))
@@ -117,6 +119,16 @@ def _matrices(tree: Any, name: str) -> tuple[list[Array], Any]:
     for (path, _), X in zip(leaves, arrays, strict=True):
         check.matrix(X, name + keystr(path))
     return arrays, structure
+
+
+def _flattened(structure: Any, tree: Any, name: str) -> list[Any]:
+    """Leaves of a tree that has the structure of the gradients."""
+    from jax.tree_util import tree_flatten
+
+    leaves, got = tree_flatten(tree)
+    if got != structure:
+        raise OptionError(f"{name}: expected the tree of the gradients, {structure}, got {got}")
+    return list(leaves)
 
 
 def _name(X: Array) -> str:

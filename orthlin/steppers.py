@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from orthlin import _backend as be
 from orthlin import _checks as check
 from orthlin._direction import Direction, Recipe, faded, real_product, tail_weight
-from orthlin.errors import NonFiniteError, ShapeError
+from orthlin.errors import NonFiniteError, OptionError
 from orthlin.schedules import Schedule
 
 Array = Any
@@ -259,10 +259,10 @@ def _stepper(rule: _Rule) -> Stepper:
     @be.own_settings
     def update(G: Array, state: State, X: Array, name: str = "") -> tuple[Array, State]:
         xp = check.matrix(G, "G")
-        check.companion(xp, X, "X", G, "G")
-        check.companion(xp, G, "G", X, "X")
-        if G.shape != X.shape:
-            raise ShapeError(f"G: expected the shape of X, {tuple(X.shape)}, got {tuple(G.shape)}")
+        check.twin(xp, G, "G", X, "X")
+        if not isinstance(state, State) or remembers == (state.momentum is None):
+            raise OptionError(f"state: expected one with{'out' * (not remembers)} momentum, got {type(state).__name__}")
+        check.twin(xp, G, "G", state.momentum if remembers else G, "state.momentum")
         G = be.convert(xp, G, be.working(xp, X).dtype)
         beta = be.factor(xp, rule.momentum, G)
         M, U = _momentum(rule, beta, state.momentum, G)

@@ -116,6 +116,32 @@ def test_a_leaf_that_does_not_fit_is_named():
         transformation.update(tree(1) | {"a": jnp.ones((4, 5))}, transformation.init(tree(0)), tree(0))
 
 
+@pytest.mark.parametrize("which", ["state", "params"])
+@pytest.mark.parametrize("leaf", ["other", "less", "none", "deeper"])
+def test_trees_that_differ_are_refused_by_name(which, leaf):
+    transformation, params = TRANSFORMATIONS[QUICK_STEPPER], tree(0)
+    state, first = transformation.init(params), min(params)
+    other = {
+        "other": {("new" if key == first else key): x for key, x in params.items()},
+        "less": {key: x for key, x in params.items() if key != first},
+        "none": params | {first: None},
+        "deeper": [params],
+    }[leaf]
+    given = {"state": state, "params": params} | ({"params": other} if which == "params" else {})
+    if which == "state":
+        given["state"] = state._replace(momentum=other)
+    with pytest.raises(OptionError, match=rf"^{which}: expected the tree of the gradients, .*, got "):
+        transformation.update(params, **given)
+
+
+@pytest.mark.parametrize(
+    "state", [None, (), {}, TRANSFORMATIONS[STEPPERS["msgd"]].init(tree(0))], ids=["none", "tuple", "dict", "msgd"]
+)
+def test_a_state_of_something_else_is_refused_by_name(state):
+    with pytest.raises(OptionError, match=r"^state: expected .*, got (NoneType|tuple|dict|State)"):
+        TRANSFORMATIONS[QUICK_STEPPER].update(tree(1), state, tree(0))
+
+
 def test_a_state_can_be_made_of_shapes_and_of_host_arrays():
     transformation = TRANSFORMATIONS[WARM_STEPPER]
     expected = transformation.init(tree(0))

@@ -651,6 +651,29 @@ def test_a_state_is_made_of_matrices_only(X, error):
         steppers.muon(0.1).init(X)
 
 
+PLAIN, WITH = steppers.msgd(0.1), steppers.muon(0.1)
+
+
+@pytest.mark.parametrize(
+    ("stepper", "state", "error", "words"),
+    [
+        (WITH, None, OptionError, ("state: ", "NoneType")),
+        (WITH, (), OptionError, ("state: ", "tuple")),
+        (WITH, WITH.init(A)._asdict(), OptionError, ("state: ", "dict")),
+        (WITH, PLAIN.init(A), OptionError, ("state: ", "with momentum", "State")),
+        (PLAIN, WITH.init(A), OptionError, ("state: ", "without momentum", "State")),
+        (WITH, WITH.init(A.T.copy()), ShapeError, ("G: ", "state.momentum", "(6, 4)", "(4, 6)")),
+        (WITH, WITH.init(A[None]), ShapeError, ("G: ", "state.momentum", "(6, 4)", "(1, 6, 4)")),
+        (WITH, WITH.init(A + 0j), DTypeError, ("state.momentum: ", "complex128")),
+        (WITH, WITH.init(torch.from_numpy(A)), ArrayTypeError, ("state.momentum: ", "numpy.ndarray", "torch.Tensor")),
+    ],
+)
+def test_a_state_that_is_not_of_this_stepper_and_parameter_is_refused_by_name(stepper, state, error, words):
+    with pytest.raises(error) as caught:
+        stepper.update(A, state, A)
+    assert all(word in str(caught.value) for word in words)
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 4, 6)])
 def test_an_empty_parameter_has_an_empty_update(host, shape):
     for options in MUON.values():
