@@ -13,7 +13,6 @@ from orthlin import _checks as check
 from orthlin import schedules
 from orthlin._direction import Recipe
 from orthlin.errors import ArrayTypeError, DTypeError, OptionError, ShapeError
-from orthlin.schedules import Schedule
 from orthlin.torch import _adamw as adamw
 from orthlin.torch._adamw import is_matrix, tensor
 from orthlin.torch._notes import DIAGNOSTICS
@@ -22,7 +21,7 @@ from orthlin.torch._sharded import made, right_factor
 from orthlin.torch.views import MatrixView, default_view
 
 ALGORITHMS = ("auto", "orthogonal", "adamw")
-NAMED_SCHEDULES = {s.__name__: s for s in (schedules.muon, schedules.speedrun, schedules.polar_express)}
+NAMED_SCHEDULES = {s.__name__: cache(s) for s in (schedules.muon, schedules.speedrun, schedules.polar_express)}
 _FLAGS = ("nesterov", "cautious", "error_feedback", "master_weights", "diagnostics", "maximize")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 _OWN_DTYPE = ("step", "skipped", "fading", "diagnostics")  # whatever that of the parameter
@@ -91,8 +90,6 @@ def checked(group: dict[str, Any]) -> dict[str, Any]:
     for name in _FLAGS:
         check.flag(group[name], name)
     check.non_negative(group["adamw_lr_factor"], "adamw_lr_factor")
-    if group["schedule"] is not None:
-        check.option(group["schedule"], "schedule", tuple(NAMED_SCHEDULES))
     view = group["view"]
     try:
         view = view if view is None else (view if isinstance(view, MatrixView) else MatrixView(**view)).as_dict()
@@ -102,11 +99,6 @@ def checked(group: dict[str, Any]) -> dict[str, Any]:
     return {**group, "view": view}
 
 
-@cache
-def _schedule(name: str | None) -> Schedule | None:
-    return None if name is None else NAMED_SCHEDULES[name]()
-
-
 def recipe_of(group: dict[str, Any], rank: Callable[[Any], Any] | None = None) -> Recipe:
     """Return the recipe of a group, with a function of the step as its rank if there is one."""
     if callable(group["rank"]):
@@ -114,7 +106,9 @@ def recipe_of(group: dict[str, Any], rank: Callable[[Any], Any] | None = None) -
             f"rank: expected a number in a group, got {group['rank']!r}; pass a function of the step to the constructor"
         )
     options = {key: group[key] for key in _RECIPE} | ({} if rank is None else {"rank": lambda t: plain(rank(t))})
-    return Recipe(schedule=_schedule(group["schedule"]), **options)
+    if (name := group["schedule"]) is not None:
+        check.option(name, "schedule", tuple(NAMED_SCHEDULES))
+    return Recipe(schedule=None if name is None else NAMED_SCHEDULES[name](), **options)
 
 
 def first_recipe(group: dict[str, Any], rank: Callable[[Any], Any] | None) -> Recipe:
@@ -192,7 +186,8 @@ def _start(key: str, group: dict[str, Any], p: Tensor, recipe: Recipe) -> Tensor
 
 def _first_right(recipe: Recipe, shape: tuple[int, ...], dtype: torch.dtype, p: Tensor, view: MatrixView) -> Tensor:
     like = torch.zeros((), dtype=dtype, device=p.device)
-    right: Tensor = recipe.first_right(be.namespace(like), like.expand(shape), stream_name(shape))
+    right: Tensor | None = recipe.first_right(be.namespace(like), like.expand(shape), stream_name(shape))
+    right = like.expand(shape)[:, :0] if right is None else right  # left from other options, and of any rank
     return right_factor(right.clone(memory_format=torch.contiguous_format), p, view)
 
 

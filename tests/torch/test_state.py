@@ -230,6 +230,44 @@ def test_other_options_are_loaded_with_the_state():
     assert [group["momentum"] for group in other.param_groups] == [0.3] * 3
 
 
+CHANGED = [
+    *[("rank", value) for value in (None, 1.0, 100, 1, 3, 0.9)],
+    *[("warm_start", False), ("momentum", 0.0), ("momentum", 0.5), ("error_feedback", True), ("diagnostics", True)],
+    *[("tail", 0.0), ("tol", None), ("n_iter", 1), ("schedule", "muon"), ("master_weights", False), ("seed", 9)],
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("key", "value"), CHANGED)
+def test_options_that_were_changed_between_steps_are_saved_and_loaded(key, value, dtype):
+    """Also where the state has more than they need."""
+    params, optimizer = made(LowRankMuon, dtype, rank=2)
+    given = gradients(SHAPES, steps=4, dtype=dtype)
+    run(optimizer, params, given[:2])
+    for group in optimizer.param_groups:
+        group[key] = value
+    run(optimizer, params, given[2:3])
+    others, loaded = made(LowRankMuon, dtype, rank=2)
+    for p, q in zip(params, others, strict=True):
+        q.data.copy_(p)
+    loaded.load_state_dict(written_and_read(optimizer.state_dict()))
+    for some, stepped in ((params, optimizer), (others, loaded)):
+        run(stepped, some, given[3:])
+    assert all(torch.equal(p, q) for p, q in zip(params, others, strict=True))
+
+
+@pytest.mark.parametrize("value", ["x", 3, [], True])
+def test_a_schedule_that_is_not_known_is_refused_by_the_step(value):
+    params, optimizer = made(LowRankMuon)
+    given = gradients(SHAPES, steps=2, dtype=torch.float32)
+    run(optimizer, params, given[:1])
+    before = [p.detach().clone() for p in params]
+    optimizer.param_groups[0]["schedule"] = value
+    with pytest.raises(OptionError, match=r"^schedule: expected one of 'muon', .*, got "):
+        run(optimizer, params, given[1:])
+    assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True))
+
+
 def test_before_the_first_step_too():
     for kind in ALL:
         optimizer, other = made(kind)[1], made(kind)[1]
