@@ -287,7 +287,22 @@ def test_options_that_need_a_folder(text: Path, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--size", "huge"], ["--model", "bert"], ["--lr", "0"], ["--lr", "inf"], ["--steps", "0"], ["--final-lr", "2"]],
+    [
+        *[
+            ["--size", "huge"],
+            ["--model", "bert"],
+            ["--lr", "0"],
+            ["--lr", "inf"],
+            ["--steps", "0"],
+            ["--final-lr", "2"],
+        ],
+        *[
+            [option, digits]
+            for option in ("--seed", "--seeds", "--batch", "--warmup")
+            for digits in ("9" * 19, "9" * 9999)
+        ],
+    ],
+    ids=lambda arguments: " ".join(arguments)[:30],
 )
 def test_argparse_errors(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -20,13 +20,17 @@ COPIED = (
     *("eval_every", "eval_batches", "dtype", "amp", "device", "compile", "capture"),
 )
 Adder = Callable[..., argparse.Action]
+_DIGITS = 19  # of 2^63, beyond which torch takes no seed
 
 
 def count(text: str, least: int = 1) -> int:
     """Read an integer not below `least` (for argparse)."""
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
-    return int(text)
+    value = int(text) if text.isdecimal() and len(text) < _DIGITS else -1
+    if value < least:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a whole number of at least {least}, of under {_DIGITS} digits"
+        )
+    return value
 
 
 def number(text: str, positive: bool = False, most: float = math.inf) -> float:
