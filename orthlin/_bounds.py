@@ -135,7 +135,7 @@ def hmt_tail_bound(singular_values: Iterable[float], /, k: int, p: int, t: float
     first, tau = _tail(_values(singular_values), k, p, least=4)
     pinv_norm = math.e * math.sqrt(k + p) / (p + 1)
     bound = (1 + t * math.sqrt(3 * k / (p + 1))) * tau + u * t * pinv_norm * first
-    return TailBound(bound, min(1.0, 2 * t**-p + math.exp(-(u**2) / 2)))
+    return TailBound(bound, min(1.0, 2 * t**-p + math.exp(-u * u / 2)))
 
 
 def posterior_factor(alpha: float = 10.0) -> float:
@@ -181,7 +181,11 @@ def real(value: Any, name: str, low: float, *, above: bool = False) -> float:
 
 
 def _values(singular_values: Iterable[float]) -> list[float]:
-    return [real(value, "singular_values", 0) for value in singular_values]
+    try:
+        values = list(singular_values)
+    except TypeError:
+        raise OptionError(f"singular_values: expected an iterable of numbers, got {singular_values!r}") from None
+    return [real(value, "singular_values", 0) for value in values]
 
 
 def _tail(sigma: list[float], k: int, p: int, *, least: int) -> tuple[float, float]:

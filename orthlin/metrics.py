@@ -12,6 +12,7 @@ OptionError; NaN or infinity in a host array raises NonFiniteError.  On devices 
 (a rank zero), and nothing is read back to the host, though the SVD of a library may synchronize.
 """
 
+from numbers import Real
 from typing import Any, Literal
 
 from orthlin import _backend as be
@@ -277,7 +278,7 @@ def range_error(A: Array, Q: Array, /, *, ord: Literal["fro", 2] = "fro") -> Arr
     >>> float(range_error(np.diag([1.0, 3.0, 4.0]), np.eye(3, 1), ord=2))
     4.0
     """
-    if ord not in ("fro", 2):
+    if not isinstance(ord, str | Real) or ord not in ("fro", 2):
         raise OptionError(f"ord: expected 'fro' or 2, got {ord!r}")
     xp, (X, e), (Y, f) = unit("mn mk", A=A, Q=Q)
     rest = X - power(xp, Y @ (be.adjoint(xp, Y) @ X), 2 * f)

@@ -219,6 +219,20 @@ OPTIONS = [
     (lambda: schedules.for_tolerance(0.1, 2.0), OptionError, "tol", "2.0", "1)"),
     (lambda: schedules.stable(0.1, 1.0), OptionError, "tol", "1.0", "between 0 and 1"),
     (lambda: schedules.suppress(True), OptionError, "n_iter", "True", "integer of at least 1"),
+    *[
+        (
+            lambda bound=bound, bad=bad: bound(bad, 2, 4),
+            OptionError,
+            "singular_values:",
+            repr(bad),
+            "iterable of numbers",
+        )
+        for bound in (metrics.hmt_frobenius_bound, metrics.hmt_spectral_bound)
+        for bad in (None, 3, 1.5, np.float64(2.0), np.asarray(2.0))
+    ],
+    (lambda: metrics.hmt_tail_bound(3, 2, 4, 2, 2), OptionError, "singular_values:", "3", "iterable of numbers"),
+    (lambda: metrics.range_error(A, A, ord=np.ones(2)), OptionError, "ord:", "array", "'fro' or 2"),
+    (lambda: metrics.range_error(A, A, ord=None), OptionError, "ord:", "None", "'fro' or 2"),
     (lambda: schedules.Schedule("none", (), (0, 1), ""), OptionError, "steps of 'none'", "()", "non-empty"),
     (
         lambda: cubic.then(schedules.suppress()),

@@ -259,6 +259,7 @@ def test_bounds_at_the_edges():
     assert metrics.hmt_frobenius_bound([1e200] * 5, k=1, p=2) == pytest.approx(2e200 * math.sqrt(2))
     assert math.isfinite(metrics.hmt_spectral_bound([1e200] * 5, k=1, p=2, n_iter=3))
     assert metrics.hmt_tail_bound([1.0], k=1, p=4, t=1, u=1).failure_probability == 1
+    assert metrics.hmt_tail_bound([1.0], k=1, p=4, t=1e300, u=1e300).failure_probability == 0
     assert metrics.hmt_spectral_bound([2.0, 1.0, 1.0], k=1, p=2, n_iter=40) == pytest.approx(1, rel=0.05)
 
 
