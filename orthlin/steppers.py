@@ -243,8 +243,7 @@ def msgd(
 
 
 def _stepper(rule: _Rule) -> Stepper:
-    # an array may hold zero, but is not looked at
-    remembers = rule.error_feedback or not isinstance(rule.momentum, float) or rule.momentum > 0
+    remembers = rule.error_feedback or not isinstance(rule.momentum, float) or rule.momentum > 0  # arrays unread
 
     def init(X: Array, name: str = "") -> State:
         X = be.filled(X)
@@ -262,7 +261,8 @@ def _stepper(rule: _Rule) -> Stepper:
         check.twin(xp, G, "G", X, "X")
         if not isinstance(state, State) or remembers == (state.momentum is None):
             raise OptionError(f"state: expected one with{'out' * (not remembers)} momentum, got {type(state).__name__}")
-        check.twin(xp, G, "G", state.momentum if remembers else G, "state.momentum")
+        if remembers:
+            check.twin(xp, G, "G", state.momentum, "state.momentum")
         G = be.convert(xp, G, be.working(xp, X).dtype)
         beta = be.factor(xp, rule.momentum, G)
         M, U = _momentum(rule, beta, state.momentum, G)

@@ -10,10 +10,9 @@ from typing import Any
 # One thread a process: the tests run in several, whose threads would wait for each other's cores.
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
-# XLA compiles for longer than its programs run here: no LLVM optimization, loops by the emitters that compile fastest.
-# Set to 0 and to nothing they give what users get; processes that a test starts inherit them.
+# XLA compiles for longer than its programs run here.  Set to 0 it gives what users get; processes that a test starts
+# inherit it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import array_api_strict
 import jax

@@ -82,11 +82,14 @@ def directions(recipe: Recipe, stacks: list[Stack], step: Any) -> list[Direction
     if len(stacks) == 1:
         return [recipe.direction(xp, U, right, step, stream_name(U.shape), sight)]
     sizes = [recipe.sizes(stack.U.shape, step) for stack in stacks]
-    tails = [
-        torch.full_like(x.sight.finite, size.tail, dtype=U.real.dtype) for x, size in zip(stacks, sizes, strict=True)
-    ]
     ranks = [size.r for size in sizes if size.r is not None]
-    together = Sizes(max(ranks, default=None), filled(tails), 1.0)
+    tail: Tensor | float = 0.0
+    if ranks and recipe.tail:
+        finite = [stack.sight.finite for stack in stacks]
+        tail = filled(
+            [torch.full_like(x, size.tail, dtype=U.real.dtype) for x, size in zip(finite, sizes, strict=True)]
+        )
+    together = Sizes(max(ranks, default=None), tail, 1.0)
     rights = [stack.right for stack in stacks if stack.right is not None]
     U, sight = filled([stack.U for stack in stacks]), sight_of([stack.sight for stack in stacks])
     d = recipe.direction(xp, U, filled(rights) if rights else None, step, "", sight, together)

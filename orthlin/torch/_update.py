@@ -71,6 +71,7 @@ def _update(
 
 
 def _directed(stacks: list[list[Piece]], recipe: Recipe, group: dict[str, Any]) -> list[Directed]:
+    """Directions of stacks, made together, each with what the rest of its step needs."""
     found, rest = [], []
     for pieces in stacks:
         moved = which_moved(pieces)
