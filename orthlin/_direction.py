@@ -243,7 +243,7 @@ class Recipe:
         if not self.tail:
             return None, W, lambda: W
         rest = total - be.column_squares(xp, B, double=not be.is_single(xp, total))
-        floor = TAIL_FLOOR["highest" if be.is_host(B) else self.precision]
+        floor = TAIL_FLOOR[be.attained(B, self.precision)]
         least = floor * total + max(_SMALLEST, 2.0 ** -be.exponent_bound(xp, total))
         c = length / xp.sqrt(xp.maximum(rest, least))
         lengths = be.convert(xp, c, B.dtype)

@@ -79,7 +79,8 @@ def lowrank_orth(
     precision : {"highest", "high", "medium"}
         Of the large products on devices, in the words of ``torch.set_float32_matmul_precision``: float32;
         TensorFloat-32 by torch on CUDA, while no other thread computes here, and by JAX; bfloat16 where the library has
-        it.  Elsewhere "high" is "highest".  Their rounding is a backward error: the factors stay orthonormal.
+        it, and for single precision in torch on CPUs with units for it.  Elsewhere, and on other CPUs, it is
+        "highest".  Their rounding is a backward error: the factors stay orthonormal.
     rng : None, int, SeedSequence, Generator or key
         Source of random numbers, see :mod:`orthlin.sketch`.  A stack shares one draw.
 
@@ -234,6 +235,7 @@ def _parts(
             if moderate(xp, C):
                 return xp, Q, C, way
             X, s = in_range(xp, G, "G")
+            X = be.reduced(xp, X, precision)
         Y = powered(xp, X, s, sample(X, s), n_iter, precision=precision)
     elif test_matrix is not None and be.is_host(X):
         in_range(xp, test_matrix, "test_matrix")  # what is not finite is an error all the same

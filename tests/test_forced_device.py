@@ -37,6 +37,7 @@ def forced():
         mock.patch.object(arrays, "is_host", no),
         mock.patch.object(linalg, "is_host", no),
         mock.patch.object(powers, "is_host", no),
+        mock.patch.dict(linalg.products.__globals__, is_host=no),
     ):
         yield
 
@@ -165,7 +166,7 @@ class Precisions(TorchDispatchMode):
 @pytest.mark.parametrize("around", ["highest", "high"])
 def test_high_precision_is_that_of_the_large_products_alone(monkeypatch, around, precision, double):
     """With the CPU's flag in the place of CUDA's; whatever the user's is."""
-    monkeypatch.setitem(linalg.products.__globals__, "_SHORT", ("cpu",))
+    monkeypatch.setitem(linalg.products.__globals__, "_SHORT", {"cpu": "tf32"})
     if not double:
         monkeypatch.setattr(be, "wide_dtype", lambda *_, **__: None)
     G, omega = (torch.from_numpy(gaussian(*shape)) for shape in ((40, 60), (60, 8)))
@@ -185,7 +186,7 @@ def test_high_precision_is_that_of_the_large_products_alone(monkeypatch, around,
 
 @pytest.mark.parametrize("warm_start", [True, False])
 def test_so_it_is_in_a_step(monkeypatch, warm_start):
-    monkeypatch.setitem(linalg.products.__globals__, "_SHORT", ("cpu",))
+    monkeypatch.setitem(linalg.products.__globals__, "_SHORT", {"cpu": "tf32"})
     G = torch.from_numpy(gaussian(40, 60))
     stepper = orthlin.steppers.muon(
         0.1, rank=8, warm_start=warm_start, n_iter=1, tail="auto", scale="nuclear", precision="high"

@@ -286,7 +286,7 @@ def test_products_stay_full_while_any_thread_is_inside():
 
 
 def test_products_are_short_where_asked_unless_another_thread_is_inside(monkeypatch):
-    monkeypatch.setitem(linalg.products.__globals__, "_SHORT", ("cpu",))
+    monkeypatch.setitem(linalg.products.__globals__, "units", lambda _: True)
     x, inside, go = torch.ones(2, 2), threading.Event(), threading.Event()
 
     def other():
@@ -295,21 +295,21 @@ def test_products_are_short_where_asked_unless_another_thread_is_inside(monkeypa
             go.wait(10)
 
     def flag():
-        with be.settings(x), be.settings(x), linalg.products(x, "high"):
+        with be.settings(x), be.settings(x), linalg.products(x, "medium"):
             return torch.backends.mkldnn.matmul.fp32_precision
 
     for mode in (nullcontext, PRODUCTS["high"], PRODUCTS["mkldnn"]):
         with mode():
             before = torch_flags()
-            assert flag() == "tf32"
+            assert flag() == "bf16"
             inside.clear(), go.clear()
             thread = threading.Thread(target=other)
             thread.start()
             assert inside.wait(10)
-            assert flag() != "tf32"
+            assert flag() != "bf16"
             go.set()
             thread.join()
-            assert flag() == "tf32"
+            assert flag() == "bf16"
             assert torch_flags() == before
 
 

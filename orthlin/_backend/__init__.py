@@ -68,12 +68,12 @@ from orthlin._backend.powers import (
     safe_factor,
 )
 from orthlin._backend.random import Source, random_source, stream, transfer
-from orthlin._backend.settings import own_settings, products, settings
+from orthlin._backend.settings import attained, own_settings, products, settings
 
 __all__ = [
     "KEEP", "NOT_FINITE", "PRECISIONS", "Array", "Arrays", "Library", "Source", "add_product", "adjoint",
-    "bound_device", "cholesky", "choose", "clipped", "column_squares", "constant", "convert", "counter", "device",
-    "differentiable", "eigh", "eps", "exponent_bound", "eye_like", "factor", "filled", "flushes_subnormals",
+    "attained", "bound_device", "cholesky", "choose", "clipped", "column_squares", "constant", "convert", "counter",
+    "device", "differentiable", "eigh", "eps", "exponent_bound", "eye_like", "factor", "filled", "flushes_subnormals",
     "from_numbers", "gram", "installed", "inv", "inv_lower", "is_complex", "is_dense", "is_half", "is_host",
     "is_number", "is_single", "kind", "large_product", "largest_exponent", "ldexp", "max_exponent", "namespace",
     "nonzero", "numbers", "own_settings", "power_factor", "products", "random_source", "reduced", "repeat",

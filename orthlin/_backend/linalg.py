@@ -21,7 +21,7 @@ from orthlin._backend.arrays import (
     wide_dtype,
     working,
 )
-from orthlin._backend.settings import products
+from orthlin._backend.settings import attained, products, units
 
 _GRAM_BLOCK = 256  # rows from which halving a Gram product pays
 _HALF_BLOCK = 48  # order from which converting half precision pays
@@ -42,25 +42,14 @@ def _slow_half(xp: Any, x: Array) -> bool:
     """Whether single precision is faster in torch: half precision on a CPU whose vector units lack it."""
     if max(x.shape[-2:]) < _HALF_BLOCK or not (is_half(xp, x) and library(x) == "torch" and is_host(x)):
         return False
-    import torch
-
-    return torch.backends.cpu.get_cpu_capability() in {"DEFAULT", "AVX2"}
+    return not units(str(x.dtype))
 
 
 def reduced(xp: Any, x: Array, precision: str) -> Array:
-    """Return `x` as large products of a precision take it: at "medium" in bfloat16, on devices that have it."""
-    if precision != "medium" or is_host(x) or _compiled_for_host(x) or not hasattr(xp, "bfloat16") or is_complex(xp, x):
+    """Return `x` as large products of a precision take it: at "medium" in bfloat16, where that is attained."""
+    if attained(x, precision) != "medium" or not hasattr(xp, "bfloat16") or is_complex(xp, x):
         return working(xp, x)
     return convert(xp, x, xp.bfloat16)
-
-
-def _compiled_for_host(x: Array) -> bool:
-    """Whether `torch.compile` traces operations of a CPU, which runs the device path then."""
-    if library(x) != "torch":
-        return False
-    import torch
-
-    return bool(x.device.type == "cpu" and torch.compiler.is_compiling())
 
 
 def large_product(xp: Any, a: Array, b: Array, dtype: DType = None, *, precision: str = "highest") -> Array:

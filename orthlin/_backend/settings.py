@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 
-from orthlin._backend.arrays import Array, library
+from orthlin._backend.arrays import Array, is_host, library
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,7 +38,8 @@ def settings(x: Array) -> AbstractContextManager[Any]:
 def products(x: Array, precision: str) -> AbstractContextManager[Any]:
     """Context, inside `settings`, in which products of float32 may be done in TensorFloat-32, but for "highest".
 
-    torch on CUDA: unless another thread is inside, whose products must be full.  JAX: its precision "high".
+    torch on CUDA: unless another thread is inside, whose products must be full; on a CPU with units for bfloat16 in it,
+    at "medium".  JAX: its precision "high".
     """
     if precision == "highest":
         return nullcontext()
@@ -46,12 +47,40 @@ def products(x: Array, precision: str) -> AbstractContextManager[Any]:
         import torch
 
         device = x.device.type
-        return _PRODUCTS.short(device) if device in _SHORT and not torch.compiler.is_compiling() else nullcontext()
+        short = device in _SHORT and not torch.compiler.is_compiling() and attained(x, precision) != "highest"
+        return _PRODUCTS.short(device) if short else nullcontext()
     if library(x) == "jax":
         import jax
 
         return cast("AbstractContextManager[Any]", jax.default_matmul_precision("high"))
     return nullcontext()
+
+
+def attained(x: Array, precision: str) -> str:
+    """Precision that large products have where `x` is: full on a CPU, but for single precision its bfloat16 units."""
+    host = is_host(x)
+    if not (host or _compiled_for_host(x)):
+        return precision
+    short = host and precision == "medium" and library(x) == "torch" and str(x.dtype) in _SINGLE
+    return precision if short and units("torch.bfloat16") else "highest"
+
+
+def _compiled_for_host(x: Array) -> bool:
+    """Whether `torch.compile` traces operations of a CPU, which runs the device path then."""
+    if library(x) != "torch":
+        return False
+    import torch
+
+    return bool(x.device.type == "cpu" and torch.compiler.is_compiling())
+
+
+@cache
+def units(dtype: str) -> bool:
+    """Whether this CPU multiplies in a half precision, as far as torch can say."""
+    import torch
+
+    found = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
+    return any(found.get(name, False) for name in _UNITS[dtype])
 
 
 def own_settings(function: Callable[P, R]) -> Callable[P, R]:
@@ -133,12 +162,12 @@ class _Products:
 
     @contextmanager
     def short(self, device: str) -> Iterator[None]:
-        """TensorFloat-32 in place of full products for as long as this thread, alone inside, is in here."""
+        """Short in place of full products for as long as this thread, alone inside, is in here."""
         with self.lock:
             alone = not self.inside.keys() - {get_ident()}
             before = _backend(device).fp32_precision
             try:
-                _set_backend(device, "tf32" if alone else before)
+                _set_backend(device, _SHORT[device] if alone else before)
                 yield
             finally:
                 _set_backend(device, before)
@@ -146,7 +175,12 @@ class _Products:
 
 _REDUCED = ("tf32", "bf16")
 _BACKENDS = ("cuda", "mkldnn")
-_SHORT = ("cuda",)  # devices with TensorFloat-32
+_SHORT = {"cuda": "tf32", "cpu": "bf16"}  # what short products of float32 are
+_UNITS = {  # as x86 and ARM call them
+    "torch.bfloat16": ("amx_bf16", "avx512_bf16", "bf16"),
+    "torch.float16": ("amx_fp16", "avx512_fp16", "fp16_arith"),
+}
+_SINGLE = ("torch.float32", *_UNITS)
 _PRODUCTS = _Products()
 
 

@@ -59,7 +59,7 @@ class LowRankMuon(Orthogonal):
         How far from one the singular values of a low-rank direction may be, as in :func:`orthlin.lowrank_orth`, where
         less is cheaper; None for working precision.
     precision : {"highest", "high", "medium"}
-        Of the large products on devices, as in :func:`orthlin.lowrank_orth`; of a schedule by "medium" alone.
+        Of the large products, as in :func:`orthlin.lowrank_orth`; of a schedule by "medium" alone.
     schedule : {"muon", "speedrun", "polar_express"} or None
         Polynomials for matrices that are orthogonalized in full; None for working precision.
     nonfinite : {"skip", "raise"}
@@ -155,7 +155,8 @@ class Muon(Orthogonal):
     capturable, adamw
         See :class:`LowRankMuon`.
     precision : {"highest", "high", "medium"}
-        Of the products of a schedule on devices: float32, also by "high", or bfloat16 as in torch.optim.Muon.
+        Of the products of a schedule: float32, also by "high", or bfloat16, as in torch.optim.Muon, where
+        :func:`orthlin.lowrank_orth` has it.
     schedule : {"muon", "speedrun", "polar_express"} or None
         Polynomials of the orthogonalization; None for working precision.
 
