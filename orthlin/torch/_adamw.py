@@ -32,6 +32,28 @@ def part_of(group: dict[str, Any]) -> dict[str, Any]:
     return part
 
 
+def parts_of(group: dict[str, Any], state: Any) -> list[dict[str, Any]]:
+    """Return the group in the parts that torch's AdamW takes, fused where that is left open and pays."""
+    part = part_of(group)
+    left_open = not any(isinstance(x, Tensor) for x in (part["lr"], *part["betas"])) and (
+        (part["fused"], part["foreach"], part["capturable"], part["differentiable"]) == (None, None, False, False)
+    )
+    found: dict[Any, list[Tensor]] = {}
+    for p in part["params"]:
+        fused = True if left_open and _fits_fused(p, state[p]) else part["fused"]
+        found.setdefault(fused, []).append(p)
+    return [part | {"params": params, "fused": fused} for fused, params in found.items()]
+
+
+def _fits_fused(p: Tensor, state: dict[str, Any]) -> bool:
+    """Whether torch's fused step on the CPU serves: up to five times as fast as others, and equal but for the last bit.
+
+    Of tensors that lie otherwise in memory than their parameter it makes something wrong without a word.
+    """
+    plain = type(p) in (Tensor, torch.nn.Parameter) and p.is_cpu and p.dtype in (torch.float32, torch.float64)
+    return plain and all(x.is_contiguous() for x in (p, p.grad, *state.values()) if isinstance(x, Tensor))
+
+
 def defaults_of(options: dict[str, Any], given: Any, capturable: bool) -> dict[str, Any]:
     """Options of torch's AdamW beside those of matrices, and its rate as a multiple of theirs."""
     lr = options["lr"]

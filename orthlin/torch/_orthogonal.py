@@ -233,9 +233,6 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
         """
         if initializing(self.param_groups, self._copies):
             return [], [], []
-        inner = torch.optim.AdamW([torch.empty(0)])
-        parts = map(adamw.part_of, self.param_groups)
-        inner.param_groups, inner.state = [part for part in parts if part["params"]], self.state
         recipes = [recipe_of(scheduled(group, self._rank_schedule)) for group in self.param_groups]
         for group in self.param_groups:
             for p in group["params"]:
@@ -243,6 +240,9 @@ class Orthogonal(torch.optim.Optimizer):  # type: ignore[misc]
             check_copies(self._copies, group, group["params"])
         check_finite(self.param_groups, self._copies)
         make_ready(self, self._rank_schedule, lambda p: takes_part(p, self._copies))
+        inner = torch.optim.AdamW([torch.empty(0)])
+        inner.param_groups = [part for group in self.param_groups for part in adamw.parts_of(group, self.state)]
+        inner.state = self.state
         adamw.check_step(inner)
         adamw.step(inner)
         return self._batches(recipes)

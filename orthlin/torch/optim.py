@@ -80,7 +80,8 @@ class LowRankMuon(Orthogonal):
         averaged in their place, or what is orthogonalized where that is less.
     adamw : dict, optional
         Options of torch.optim.AdamW for the parameters that go there, the learning rate by default that of the
-        matrices.  What a group says itself holds for all of its parameters, a learning rate for the matrices.
+        matrices; on the CPU its step is fused unless they say how.  What a group says itself holds for all of its
+        parameters, a learning rate for the matrices.
 
     Raises
     ------

@@ -60,12 +60,13 @@ ADAMW = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("options", ADAMW, ids=lambda x: " ".join(x) or "default")
 def test_what_is_not_a_matrix_steps_as_by_the_adamw_of_torch_bit_for_bit(options, dtype):
-    """With its own defaults for all but the learning rate."""
+    """With its own defaults for all but the learning rate, and on the CPU its fused step where none is asked for."""
+    fused = {"fused": True} if dtype == torch.float32 and not {"foreach", "fused"} & options.keys() else {}
     mine, theirs = parameters(MIXED, dtype), parameters(MIXED, dtype)
     given = gradients(MIXED, dtype, steps=7)
     given[2][1] = given[3][4] = None
     optimizer = LowRankMuon(mine, lr=0.1, weight_decay=0.5, adamw=options)
-    reference = torch.optim.AdamW([p for p in theirs if p.ndim < 2], **{"lr": 0.1, **options})
+    reference = torch.optim.AdamW([p for p in theirs if p.ndim < 2], **{"lr": 0.1, **options, **fused})
     run(optimizer, mine, given)
     run(reference, theirs, given)
     for p, q in zip(mine, theirs, strict=True):
@@ -73,6 +74,25 @@ def test_what_is_not_a_matrix_steps_as_by_the_adamw_of_torch_bit_for_bit(options
         if p.ndim < 2:
             assert optimizer.state[p].keys() == reference.state[q].keys()
             assert all(torch.equal(v, optimizer.state[p][key]) for key, v in reference.state[q].items())
+
+
+LAYOUTS = {
+    "as made": lambda x: x,
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "every other": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+}
+
+
+@pytest.mark.parametrize("of_gradient", LAYOUTS)
+@pytest.mark.parametrize("of_weight", LAYOUTS)
+def test_tensors_that_lie_otherwise_in_memory_are_stepped_along_rightly(of_weight, of_gradient):
+    """By the fused step of torch they are not."""
+    mine, theirs = (torch.nn.Parameter(LAYOUTS[of_weight](matrix(6, 8).detach())) for _ in range(2))
+    optimizer, reference = LowRankMuon([{"params": mine, "algorithm": "adamw"}], 0.1), torch.optim.AdamW([theirs], 0.1)
+    for (g,) in gradients([(6, 8)], mine.dtype, steps=3):
+        mine.grad = theirs.grad = LAYOUTS[of_gradient](g)
+        optimizer.step(), reference.step()
+    torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
 
 
 def test_options_of_a_group_are_its_own():
@@ -85,8 +105,8 @@ def test_options_of_a_group_are_its_own():
     alone = [
         Muon([theirs[0]], **first),
         Muon([theirs[1]]),
-        torch.optim.AdamW([theirs[2]], **vector),
-        torch.optim.AdamW([theirs[3]], lr=1e-3),
+        torch.optim.AdamW([theirs[2]], **vector, fused=True),
+        torch.optim.AdamW([theirs[3]], lr=1e-3, fused=True),
     ]
     run(optimizer, mine, given)
     for i, other in enumerate(alone):
@@ -157,7 +177,8 @@ def test_the_rate_of_adamw_follows_that_of_the_group(lr, own, factor, tensor):
     optimizer.add_param_group({"params": later, "lr": 0.375})
     optimizer.add_param_group({"params": other, "algorithm": "adamw"})
     rates = [0.125 * factor, 0.375 * factor, lr if own is None else own]
-    reference = torch.optim.AdamW([{"params": [p], "lr": rate} for p, rate in zip(theirs, rates, strict=True)])
+    groups = [{"params": [p], "lr": rate} for p, rate in zip(theirs, rates, strict=True)]
+    reference = torch.optim.AdamW([group | {"fused": not isinstance(group["lr"], torch.Tensor)} for group in groups])
     given = gradients([(8,)] * 3)
     run(optimizer, [first, later, other], given)
     run(reference, theirs, given)
