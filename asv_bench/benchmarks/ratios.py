@@ -117,6 +117,9 @@ def cases() -> dict[str, Callable[[Library], Calls]]:
     for kind in ("fused", "foreach"):
         ours = "LowRankMuon rank=64" + (" foreach" if kind == "foreach" else "")
         found[f"step of {ours}, GPT-2 124M / AdamW {kind}"] = _step(ours, f"peer: AdamW {kind}")
+    floor = "floor: products, AdamW fused"
+    found["step of LowRankMuon rank=64, GPT-2 124M / three products, AdamW fused"] = _step("LowRankMuon rank=64", floor)
+    found["three products, AdamW fused, GPT-2 124M / AdamW fused"] = _step(floor, "peer: AdamW fused")
     return found
 
 

@@ -19,6 +19,7 @@ SLOW: dict[str, tuple[str, dict[str, Any]]] = {
     "MSGD": ("MSGD", {"adamw": FUSED}),
     "peer: torch.optim.Muon": ("torch.optim.Muon", FUSED),
 }
+FLOOR = {"floor: products, AdamW fused": ("floor", FUSED)}
 BLOCK = {"qkv": (2304, 768), "projection": (768, 768), "up": (3072, 768), "down": (768, 3072)}
 VECTORS = (2304, 768, 3072, 768, 768, 768, 768, 768)
 LAYERS, WIDTH, VOCABULARY, CONTEXT = 12, 768, 50257, 1024
@@ -42,13 +43,33 @@ def parameters(device: str) -> tuple[list[Any], list[Any]]:
     return matrices, [parameter(VOCABULARY, WIDTH), parameter(CONTEXT, WIDTH), *vectors]
 
 
+class Products:
+    """Three bare products of rank 64 with every matrix: of the step of low rank what no way saves."""
+
+    def __init__(self, matrices: list[Any], rank: int = 64) -> None:
+        import torch
+
+        self.given = []
+        for p in matrices:
+            for G in p.grad.split(WIDTH) if p.shape[0] == BLOCK["qkv"][0] else [p.grad]:
+                left, right = (torch.randn(size, rank, device=G.device) for size in G.shape)
+                self.given.append((G, left, right, torch.empty_like(G)))
+
+    def step(self) -> None:
+        for G, left, right, out in self.given:
+            _ = G @ right
+            out.addmm_(left, left.mT @ G, beta=0)
+
+
 def optimizers(name: str, matrices: list[Any], others: list[Any]) -> list[Any]:
     """Optimizers that together step everything."""
     import torch
 
     import orthlin.torch
 
-    kind, options = (OPTIMIZERS | SLOW)[name]
+    kind, options = (OPTIMIZERS | SLOW | FLOOR)[name]
+    if kind == "floor":
+        return [Products(matrices), torch.optim.AdamW(others, **options)]
     if kind == "AdamW":
         return [torch.optim.AdamW(matrices + others, **options)]
     if kind == "torch.optim.Muon":
