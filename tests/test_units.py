@@ -55,6 +55,13 @@ def test_torch_is_asked_for_the_units(monkeypatch, found, dtype, expected):
     assert linalg.units.__wrapped__(f"torch.{dtype}") is expected
 
 
+def test_units_are_of_no_use_without_a_library_that_has_them(monkeypatch):
+    """As on macOS, where torch multiplies bfloat16 entry by entry."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"bf16": True}, raising=False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not linalg.units.__wrapped__("torch.bfloat16")
+
+
 def test_a_torch_that_cannot_say_has_none(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert not linalg.units.__wrapped__("torch.bfloat16")

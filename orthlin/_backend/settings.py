@@ -76,11 +76,11 @@ def _compiled_for_host(x: Array) -> bool:
 
 @cache
 def units(dtype: str) -> bool:
-    """Whether this CPU multiplies in a half precision, as far as torch can say."""
+    """Whether this CPU multiplies in a half precision, and torch by it, as far as torch can say."""
     import torch
 
     found = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
-    return any(found.get(name, False) for name in _UNITS[dtype])
+    return torch.backends.mkldnn.is_available() and any(found.get(name, False) for name in _UNITS[dtype])
 
 
 def own_settings(function: Callable[P, R]) -> Callable[P, R]:
