@@ -13,7 +13,7 @@ from conftest import BACKENDS
 from torch._subclasses import FakeTensorMode
 
 import orthlin
-from orthlin import sketch
+from orthlin import _signs, sketch
 from orthlin.errors import DeviceError, DTypeError, RankError, RngError
 
 SIX_SIGMA = 6.0  # exceeded by a normal number with probability 2e-9
@@ -73,6 +73,21 @@ def test_sparse_sign_is_uniform_over_places_and_signs(host):
     assert np.abs(per_column - N * p).max() <= SIX_SIGMA * math.sqrt(N * p * (1 - p))
     assert abs(np.sign(omega).sum()) <= SIX_SIGMA * math.sqrt(N * 8)
     assert np.sum(omega**2) == pytest.approx(N)  # a column has N / WIDTH on average
+
+
+@pytest.mark.parametrize("entries", [1, 64, 1 << 18])
+@pytest.mark.parametrize("dtype", ["float32", "complex128"])
+@pytest.mark.parametrize(("shape", "width"), [((9, 50), 8), ((2, 5, 21), 21), ((3, 7, 4), 9), ((0, 6), 2), ((6, 0), 0)])
+def test_sums_of_blocks_are_the_product(monkeypatch, host, shape, width, dtype, entries):
+    """A few rows at a time, or all of them."""
+    monkeypatch.setattr(_signs, "_ENTRIES", entries)
+    X = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+
+    def sums(X):
+        return _signs.sparse_sampler(array_namespace(X), X, width, 8)(X, None)
+
+    omega = draw(host, "sparse_sign", 8, n=shape[-1], width=width, dtype=dtype, nonzeros=_signs.NONZEROS)
+    np.testing.assert_allclose(host.call(sums, X), X @ omega, atol=50 * np.finfo(dtype).eps)
 
 
 def test_columns_are_distinct_and_any_can_be_taken(xp):

@@ -38,6 +38,7 @@ from orthlin._backend.libraries import Library, installed
 from orthlin._backend.linalg import (
     PRECISIONS,
     add_product,
+    add_to,
     adjoint,
     cholesky,
     choose,
@@ -71,11 +72,12 @@ from orthlin._backend.random import Source, random_source, stream, transfer
 from orthlin._backend.settings import attained, own_settings, products, settings
 
 __all__ = [
-    "KEEP", "NOT_FINITE", "PRECISIONS", "Array", "Arrays", "Library", "Source", "add_product", "adjoint",
+    "KEEP", "NOT_FINITE", "PRECISIONS", "Array", "Arrays", "Library", "Source", "add_product", "add_to", "adjoint",
     "attained", "bound_device", "cholesky", "choose", "clipped", "column_squares", "constant", "convert", "counter",
-    "device", "differentiable", "eigh", "eps", "exponent_bound", "eye_like", "factor", "filled", "flushes_subnormals",
-    "from_numbers", "gram", "installed", "inv", "inv_lower", "is_complex", "is_dense", "is_half", "is_host",
-    "is_number", "is_single", "kind", "large_product", "largest_exponent", "ldexp", "max_exponent", "namespace",
-    "nonzero", "numbers", "own_settings", "power_factor", "products", "random_source", "reduced", "repeat",
-    "safe_factor", "scalar", "scaled", "select", "settings", "stream", "svd", "transfer", "wide_dtype", "working",
+    "device", "differentiable", "eigh", "eps", "exponent_bound", "eye_like", "factor", "filled",
+    "flushes_subnormals", "from_numbers", "gram", "installed", "inv", "inv_lower", "is_complex", "is_dense",
+    "is_half", "is_host", "is_number", "is_single", "kind", "large_product", "largest_exponent", "ldexp",
+    "max_exponent", "namespace", "nonzero", "numbers", "own_settings", "power_factor", "products", "random_source",
+    "reduced", "repeat", "safe_factor", "scalar", "scaled", "select", "settings", "stream", "svd", "transfer",
+    "wide_dtype", "working",
 ]  # fmt: skip

@@ -94,6 +94,14 @@ def add_product(xp: Any, beta: float, c: Array, alpha: float, a: Array, b: Array
     return scaled(beta, c) + scaled(alpha, gram(xp, a) if hermitian else a @ b)
 
 
+def add_to(total: Array, x: Array, factors: Array) -> None:
+    """Add `x` times factors to part of a total in place, in one pass where the library fuses it."""
+    if library(x) == "torch":
+        total.addcmul_(x, factors)
+    else:
+        total += x * factors
+
+
 def scaled(alpha: float, x: Array) -> Array:
     """Alpha X, without a call where alpha is the number one."""
     return x if isinstance(alpha, float) and alpha == 1 else alpha * x
