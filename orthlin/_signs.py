@@ -21,7 +21,8 @@ def sparse_sampler(xp: Any, X: Array, width: int, rng: Any) -> Callable[[Array, 
     def sample(X: Array, _: Any) -> Array:
         Z = xp.zeros((*X.shape[:-1], 2 * width), dtype=values.dtype, device=be.device(X))  # as shifts go around
         for top in range(0, X.shape[-2], rows):
-            x, z = X[..., top : top + rows, :], Z[..., top : top + rows, :]
+            part = slice(top, min(top + rows, X.shape[-2]))
+            x, z = X[..., part, :], Z[..., part, :]
             for block, start in enumerate(range(0, n, max(width, 1))):
                 stop = min(start + width, n)
                 for t in range(values.shape[0]):

@@ -78,8 +78,10 @@ def test_sparse_sign_is_uniform_over_places_and_signs(host):
 @pytest.mark.parametrize("entries", [1, 64, 1 << 18])
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])
 @pytest.mark.parametrize(("shape", "width"), [((9, 50), 8), ((2, 5, 21), 21), ((3, 7, 4), 9), ((0, 6), 2), ((6, 0), 0)])
-def test_sums_of_blocks_are_the_product(monkeypatch, host, shape, width, dtype, entries):
+@pytest.mark.parametrize("name", [name for name, backend in BACKENDS.items() if backend.host])
+def test_sums_of_blocks_are_the_product(monkeypatch, name, shape, width, dtype, entries):
     """A few rows at a time, or all of them."""
+    host = BACKENDS[name]
     monkeypatch.setattr(_signs, "_ENTRIES", entries)
     X = np.random.default_rng(0).standard_normal(shape).astype(dtype)
 
