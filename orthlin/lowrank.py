@@ -79,7 +79,7 @@ def lowrank_orth(
     precision : {"highest", "high", "medium"}
         Of the large products on devices, in the words of ``torch.set_float32_matmul_precision``: float32;
         TensorFloat-32 by torch on CUDA, while no other thread computes here, and by JAX; bfloat16 where the library has
-        it, and for single precision in torch on CPUs with units for it.  Elsewhere, and on other CPUs, it is
+        it, and for single precision in torch on CPUs with units for it.  Where one is missing it means
         "highest".  Their rounding is a backward error: the factors stay orthonormal.
     rng : None, int, SeedSequence, Generator or key
         Source of random numbers, see :mod:`orthlin.sketch`.  A stack shares one draw.
