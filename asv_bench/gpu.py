@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ import torch
 import orthlin
 from orthlin import schedules
 from orthlin import torch as ot
+from orthlin.torch import _filled
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -54,6 +56,19 @@ ROUTINES: dict[str, Callable[[Any, Any, Any], Any]] = {
     "qr": lambda G, *_: abs(orthlin.qr(G.mT).Q),
     "qr cholesky2": lambda G, *_: abs(orthlin.qr(G.mT, method="cholesky2").Q),
     "range finder": lambda G, W, _: abs(orthlin.randomized_range_finder(G, 16, test_matrix=W)),
+}
+# matrices of convolutions: those of ResNet-20 for CIFAR, of ResNet-18 and of ResNet-50
+CONVOLUTIONS = {
+    "ResNet-20": [(16, 27), *6 * [(16, 144)], (32, 144), *5 * [(32, 288)], (64, 288), *5 * [(64, 576)]],
+    "ResNet-18": [(64, 147), *4 * [(64, 576)]]
+    + [shape for k in (64, 128, 256) for shape in ((2 * k, 9 * k), *3 * [(2 * k, 18 * k)], (2 * k, k))],
+    "ResNet-50": [(64, 147), (64, 64), (256, 64)]
+    + [
+        shape
+        for k, blocks in ((64, 3), (128, 4), (256, 6), (512, 3))
+        for shape in (*blocks * [(k, 9 * k), (4 * k, k)], *(blocks - 1) * [(k, 4 * k)])
+    ]
+    + [shape for k in (256, 512, 1024) for shape in ((k // 2, k), (2 * k, k))],
 }
 DTYPES = ("float32", "bfloat16", "float16", "float64", "complex64")
 
@@ -248,27 +263,48 @@ def optimizers() -> dict[str, Callable[[Any], list[torch.optim.Optimizer]]]:
     }
 
 
+def time_step(facts: Facts, name: str, make: Callable[[], list[torch.optim.Optimizer]]) -> None:
+    """A step: that it does not wait, its time, the host's part of it, its memory."""
+    with facts.part(step=name) as there_is_time:
+        if not there_is_time:
+            return
+        made = make()
+        step = lambda: [optimizer.step() for optimizer in made]  # noqa: E731
+        step()
+        wait()
+        if CUDA:
+            torch.cuda.reset_peak_memory_stats()
+        with no_waiting():
+            step()
+        start = time.perf_counter()
+        step()
+        host = round((time.perf_counter() - start) * 1e6)
+        peak = torch.cuda.max_memory_allocated() // 2**20 if CUDA else None
+        facts.say(step=name, eager=timed(step, 5), host=host, peak_mb=peak)
+        if CUDA:
+            facts.say(step=name, graph=timed(captured(step), 10))
+
+
+def time_filling_up(facts: Facts) -> None:
+    """Steps on the matrices of small convolutional networks, in few stacks filled up with zeros and shape by shape."""
+    for network, shapes in list(CONVOLUTIONS.items())[: None if CUDA else 1]:
+        for rank in (0.25, 0.5):
+            for way, most in {"filled up": _filled._MOST, "by shape": 0}.items():
+
+                def make(shapes: list[tuple[int, int]] = shapes, rank: float = rank) -> list[torch.optim.Optimizer]:
+                    params = [torch.nn.Parameter(0.02 * normal(*shape)) for shape in shapes]
+                    for p in params:
+                        p.grad = 0.01 * normal(*p.shape)
+                    return [ot.LowRankMuon(params, rank=rank)]
+
+                with mock.patch.object(_filled, "_MOST", most):
+                    time_step(facts, f"LowRankMuon r={rank:g} k, {network}, {way}", make)
+
+
 def time_steps(facts: Facts) -> None:
-    """A step on the shapes of GPT-2 124M: that it does not wait, its time, the host's part of it, its memory."""
+    """Steps on the shapes of GPT-2 124M."""
     for name, make in optimizers().items():
-        with facts.part(step=name) as there_is_time:
-            if not there_is_time:
-                continue
-            made = make(parameters())
-            step = lambda made=made: [optimizer.step() for optimizer in made]  # noqa: E731
-            step()
-            wait()
-            if CUDA:
-                torch.cuda.reset_peak_memory_stats()
-            with no_waiting():
-                step()
-            start = time.perf_counter()
-            step()
-            host = round((time.perf_counter() - start) * 1e6)
-            peak = torch.cuda.max_memory_allocated() // 2**20 if CUDA else None
-            facts.say(step=name, eager=timed(step, 5), host=host, peak_mb=peak)
-            if CUDA:
-                facts.say(step=name, graph=timed(captured(step), 10))
+        time_step(facts, name, lambda make=make: make(parameters()))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -303,7 +339,7 @@ def main() -> None:
         cpus=os.cpu_count(),
     )
     normal(64, 64) @ normal(64, 64)
-    for part in (check_values, time_routines, time_steps):
+    for part in (check_values, time_routines, time_filling_up, time_steps):
         part(facts)
     print(table(facts.rows))
 
