@@ -19,12 +19,10 @@ import jax
 import numpy as np
 import pytest
 import torch
+import units
 from hypothesis import HealthCheck, settings
 
-from orthlin._backend.linalg import products
-
 jax.config.update("jax_enable_x64", True)
-products.__globals__["units"] = lambda dtype: False  # as on most machines; test_units.py has all on every one
 PROPERTIES = 9
 """How many `test_properties.py` has, among which a long run divides its examples."""
 WORDS = "in the beginning was the word and the word was with all of us. "
@@ -146,6 +144,12 @@ def found(name: str) -> Backend:
             pytest.fail(f"required backend {name}: {reason}")
         pytest.skip(reason)
     return BACKENDS[name]
+
+
+@pytest.fixture
+def feigned_units():
+    with units.feigned():
+        yield
 
 
 @pytest.fixture(params=BACKENDS)

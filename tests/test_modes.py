@@ -285,8 +285,8 @@ def test_products_stay_full_while_any_thread_is_inside():
         assert torch.get_float32_matmul_precision() == "high"
 
 
-def test_products_are_short_where_asked_unless_another_thread_is_inside(monkeypatch):
-    monkeypatch.setitem(linalg.products.__globals__, "units", lambda _: True)
+@pytest.mark.usefixtures("feigned_units")
+def test_products_are_short_where_asked_unless_another_thread_is_inside():
     x, inside, go = torch.ones(2, 2), threading.Event(), threading.Event()
 
     def other():

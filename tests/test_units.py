@@ -14,13 +14,7 @@ from orthlin import _backend as be
 from orthlin._backend import linalg
 from orthlin.torch import LowRankMuon, Muon
 
-SETTINGS = linalg.products.__globals__
 cpu = BACKENDS["torch:cpu"]
-
-
-@pytest.fixture
-def units(monkeypatch):
-    monkeypatch.setitem(SETTINGS, "units", lambda dtype: True)
 
 
 class Products(TorchDispatchMode):
@@ -68,7 +62,7 @@ def test_a_torch_that_cannot_say_has_none(monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
-def test_single_precision_of_torch_attains_medium(units, precision):
+def test_single_precision_of_torch_attains_medium(feigned_units, precision):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         attained = be.attained(torch.ones(2, 2, dtype=dtype), precision)
         assert attained == (precision if precision == "medium" else "highest")
@@ -82,7 +76,7 @@ def test_without_units_nothing_is_short():
 
 
 @pytest.mark.parametrize("rank", [4, 16])
-def test_large_products_alone_are_short(units, rank):
+def test_large_products_alone_are_short(feigned_units, rank):
     G, omega = (torch.from_numpy(gaussian(*shape)) for shape in ((40, 60), (60, rank)))
     with Products(40, 60) as seen:
         orthlin.lowrank_orth(G, rank, test_matrix=omega, n_iter=1, precision="medium")
@@ -91,7 +85,7 @@ def test_large_products_alone_are_short(units, rank):
     assert not any(flag for _, flag in seen.small)
 
 
-def test_in_a_step_the_last_product_is_short_by_torchs_flag(units):
+def test_in_a_step_the_last_product_is_short_by_torchs_flag(feigned_units):
     weight = torch.nn.Parameter(torch.from_numpy(gaussian(40, 60)))
     weight.grad = weight.detach().clone()
     optimizer = LowRankMuon([weight], lr=0.1, rank=8, precision="medium")
@@ -105,7 +99,7 @@ def test_in_a_step_the_last_product_is_short_by_torchs_flag(units):
 
 
 @pytest.mark.parametrize("tol", [None, 0.1])
-def test_factors_of_the_gallery_stay_orthonormal(units, tol):
+def test_factors_of_the_gallery_stay_orthonormal(feigned_units, tol):
     """No singular value above one, and where nothing is small, all of them one."""
     for c in cases(shapes=[s for s in SHAPES if min(s) < 128], dtypes=("float32",)):
         for r in {1, max(min(c.A.shape) // 4, 1), max(min(c.A.shape) // 2, 1)}:
@@ -119,7 +113,7 @@ def test_factors_of_the_gallery_stay_orthonormal(units, tol):
 
 
 @pytest.mark.parametrize("exponent", [-100, 0, 100])
-def test_the_rounding_is_a_backward_error(units, exponent):
+def test_the_rounding_is_a_backward_error(feigned_units, exponent):
     """What is orthogonalized is captured as well as in float32, and equal to what it is there to bfloat16's digits."""
     G = gaussian(60, 8) @ gaussian(8, 90) + 0.01 * gaussian(60, 90)
     omega = gaussian(90, 8)
@@ -129,7 +123,7 @@ def test_the_rounding_is_a_backward_error(units, exponent):
     assert np.linalg.norm(short - full) > 0
 
 
-def test_bad_and_empty_matrices(units):
+def test_bad_and_empty_matrices(feigned_units):
     omega = gaussian(60, 4)
     zero = cpu.call(orthlin.lowrank_orth, np.zeros((40, 60), np.float32), 4, test_matrix=omega, precision="medium")
     assert not zero.any()
@@ -141,12 +135,12 @@ def test_bad_and_empty_matrices(units):
 @pytest.mark.parametrize(
     "options", [{}, {"rank": 4}, {"rank": 4, "tol": None}, {"tail": 0.0}, {"error_feedback": True}]
 )
-def test_low_rank_steps_are_those_of_float32_to_its_digits(units, options):
+def test_low_rank_steps_are_those_of_float32_to_its_digits(feigned_units, options):
     compared(lambda weights, precision: LowRankMuon(weights, 0.1, **({"rank": 8} | options), precision=precision), 0.01)
 
 
 @pytest.mark.parametrize(("schedule", "bound"), [("muon", 0.04), ("polar_express", 0.15)])  # which is steeper at zero
-def test_full_steps_multiply_in_bfloat16(units, schedule, bound):
+def test_full_steps_multiply_in_bfloat16(feigned_units, schedule, bound):
     compared(lambda weights, precision: Muon(weights, 0.1, schedule=schedule, precision=precision), bound)
 
 

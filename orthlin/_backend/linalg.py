@@ -34,8 +34,10 @@ def adjoint(xp: Any, x: Array) -> Array:
     return xp.conj(x.mT) if is_complex(xp, x) else x.mT
 
 
-def _by_halves(x: Array) -> bool:
-    return bool(x.shape[-2] >= _GRAM_BLOCK and library(x) == "torch" and x.device.type == "cpu")
+def _by_halves(xp: Any, x: Array) -> bool:
+    """Whether halves are faster: of half precision whole products are, by units for it, and rounded once."""
+    large = x.shape[-2] >= _GRAM_BLOCK and library(x) == "torch" and x.device.type == "cpu"
+    return bool(large and not is_half(xp, x))
 
 
 def _slow_half(xp: Any, x: Array) -> bool:
@@ -71,7 +73,7 @@ def gram(xp: Any, x: Array) -> Array:
     """
     if _slow_half(xp, x):
         return convert(xp, gram(xp, working(xp, x)), x.dtype)
-    if not _by_halves(x):
+    if not _by_halves(xp, x):
         return x @ adjoint(xp, x)
     m = x.shape[-2]
     top, bottom = x[..., : m // 2, :], x[..., m // 2 :, :]
@@ -88,7 +90,7 @@ def add_product(xp: Any, beta: float, c: Array, alpha: float, a: Array, b: Array
     if _slow_half(xp, c):
         C, A, B = (working(xp, x) for x in (c, a, b))
         return convert(xp, add_product(xp, beta, C, alpha, A, B, hermitian=hermitian), c.dtype)
-    if library(c) == "torch" and c.ndim in (2, 3) and not (hermitian and _by_halves(a)):
+    if library(c) == "torch" and c.ndim in (2, 3) and not (hermitian and _by_halves(xp, a)):
         fused = c.addmm if c.ndim == 2 else c.baddbmm
         return fused(a, b, beta=beta, alpha=alpha)
     return scaled(beta, c) + scaled(alpha, gram(xp, a) if hermitian else a @ b)

@@ -149,7 +149,7 @@ def by_owners(
 def _returned(d: Direction, notes: Tensor, swap: Swap, V: Tensor, recipe: Recipe) -> tuple[Direction, Tensor]:
     """Parts of the directions of all owners, with their next warm starts, and the notes of them."""
     with be.products(V, recipe.precision):
-        O = d.dense()
+        O = d.dense().to(V.dtype)  # in which lengths and warm starts go with it
     shape, k, by_rows = None if d.right is None else d.right.shape[1:], notes.shape[1], swap.part.over_rows is not None
     more = [notes, d.finite.view(-1, 1), *([d.length.view(-1, 1)] if isinstance(d.length, Tensor) else [])]
     plain = sum(x.shape[1] for x in more)

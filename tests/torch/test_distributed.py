@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+import units
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -32,7 +33,7 @@ class Case:
     def __init__(self, shapes, sums, placements=ROWS, mesh=None, view=None, make=LowRankMuon, **options):
         self.shapes, self.sums, self.placements, self.mesh = shapes, sums, placements, mesh
         self.view, self.make, self.dtype = view, make, options.pop("dtype", torch.float32)
-        self.absent = options.pop("absent", None)
+        self.absent, self.units = options.pop("absent", None), options.pop("units", False)
         self.options = {"lr": 0.1, **options}
 
     def tensors(self, seed, noise=0.0, draw=0):
@@ -61,6 +62,10 @@ class Case:
 
     def run(self, lie=lambda x: x, record=contextlib.nullcontext, **noise):
         """Parameters after some steps, and their optimizer."""
+        with units.feigned() if self.units else contextlib.nullcontext():
+            return self.stepped(lie, record, **noise)
+
+    def stepped(self, lie, record, **noise):
         params = [nn.Parameter(lie(x)) for x in self.tensors(0, **noise)]
         optimizer = self.optimizer(params)
         for step in range(STEPS):
@@ -173,6 +178,7 @@ CASES = {
     "owners, sparse sketch": Case(PAIR, owned(((37, 20), N)), rank=4, warm_start=False, sketch="sparse_sign"),
     "owners, nuclear": Case(WIDE, owned(((12, 40), N), side=1, warm=4, more=2), [Shard(1)], scale="nuclear", **WARM),
     "owners, full, nuclear": Case(PAIR, owned(((37, 20), N), more=2), make=Muon, scale="nuclear"),
+    "owners, bfloat16": Case(PAIR, owned(((37, 20), N), more=2), make=Muon, scale="nuclear", units=True),
     "owners, low rank, double": Case(PAIR, owned(((37, 20), N), size=8, warm=4), dtype=torch.float64, **WARM),
     "owners, low rank, complex": Case(
         WIDE, owned(((12, 40), N), size=8, warm=6, more=2), dtype=torch.complex64, scale="nuclear", **SIXTH

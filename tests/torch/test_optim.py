@@ -570,7 +570,7 @@ def digest():
 
 def test_three_runs_have_one_hash():
     """One of them in a process of its own, with other hashes of strings and another global seed."""
-    code = "import torch; torch.manual_seed(5); from test_optim import digest; print(digest())"
+    code = "import units, torch; torch.manual_seed(5); from test_optim import digest; print(digest())"
     path = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1])))
     env = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "17", "OMP_NUM_THREADS": str(torch.get_num_threads())}
     other = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 import torch.multiprocessing as mp
+import units  # noqa: F401, none in any process
 from torch.distributed.tensor import DTensor
 
 SIZE = 2.0**-12  # of the noise that tells a condition
