@@ -26,8 +26,13 @@ from .common import (
 )
 
 
-def _lowrank(**options: Any) -> Way:
-    return Way(lambda _, G, omega: orthlin.lowrank_orth(G, omega.shape[-1], test_matrix=omega, **options))
+def lowrank_orth(*libraries: str, **options: Any) -> Way:
+    """Way of libraries, by default of all."""
+
+    def call(_: Library, G: Any, omega: Any) -> Any:
+        return orthlin.lowrank_orth(G, omega.shape[-1], test_matrix=omega, **options)
+
+    return Way(call, libraries or LIBRARIES)
 
 
 def three_products(_: Library, G: Any, omega: Any) -> Any:
@@ -49,10 +54,10 @@ def sparse_sign(_: Library, G: Any, omega: Any) -> Any:
 
 
 WAYS = {
-    "lowrank_orth": _lowrank(),
-    "lowrank_orth tol=0.01": _lowrank(tol=0.01),
-    "lowrank_orth tol=0.1": _lowrank(tol=0.1),
-    "lowrank_orth n_iter=1": _lowrank(n_iter=1),
+    "lowrank_orth": lowrank_orth(),
+    "lowrank_orth tol=0.01": lowrank_orth(tol=0.01),
+    "lowrank_orth tol=0.1": lowrank_orth(tol=0.1),
+    "lowrank_orth n_iter=1": lowrank_orth(n_iter=1),
     "lowrank_orth sparse_sign": Way(sparse_sign),
     "lowrank_orth_factors": Way(factors),
     "peer: torch.svd_lowrank": Way(peers.svd_lowrank, ("torch", "torch:cuda")),

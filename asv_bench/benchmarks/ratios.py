@@ -18,6 +18,8 @@ SECONDS = 2.0  # of calls, beyond the fewest
 FEWEST, MOST = 5, 41
 Calls = tuple[Callable[[], Any], Callable[[], Any]]
 SHAPES = ((1024, 4096), (4096, 1024), (2048, 2048), (4096, 4096))
+MEDIUM = {"lowrank_orth medium": lowrank.lowrank_orth("torch", "torch:cuda", precision="medium")}
+WAYS = lowrank.WAYS | MEDIUM  # in bfloat16 where a CPU has units for it
 KINDS: dict[str, Callable[[int, int], Any]] = {"gaussian": gaussian, "gradient": gradient}
 
 
@@ -50,7 +52,7 @@ def _lowrank(way: str, floor: str, shape: tuple[int, int], share: int, kind: str
     def calls(lib: Library) -> Calls:
         m, n = shape
         G, omega = lib.asarray(KINDS[kind](m, n)), lib.asarray(gaussian(n, min(shape) // share, 4))
-        return lowrank.WAYS[floor].of(lib, G, omega), lowrank.WAYS[way].of(lib, G, omega)
+        return WAYS[floor].of(lib, G, omega), WAYS[way].of(lib, G, omega)
 
     return calls
 
@@ -99,6 +101,7 @@ def cases() -> dict[str, Callable[[Library], Calls]]:
         size = "x".join(map(str, shape))
         ways = [("lowrank_orth", share, three) for share in (16, 8, 4)]
         ways += [(way, 8, three) for way in ("lowrank_orth tol=0.01", "lowrank_orth sparse_sign")]
+        ways += [("lowrank_orth medium", share, "lowrank_orth") for share in (16, 4)]
         for way, share, floor in [*ways, ("lowrank_orth_factors", 8, two)]:
             for kind in KINDS if size == "1024x4096" else ("gaussian",):
                 name = f"{way}, {size}, k/{share}, {kind} / {floor.removeprefix('floor: ')}"
