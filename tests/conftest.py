@@ -1,6 +1,7 @@
 """The `xp` fixture: one test, every array library on this machine, in its strictest form."""
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,6 +14,12 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 # XLA compiles for longer than its programs run here.  Set to 0 it gives what users get; processes that a test starts
 # inherit it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Equal programs of different functions are compiled once.  Every process has its own, as JAX writes them in steps that
+# another could see.
+COMPILED = tempfile.TemporaryDirectory(prefix="orthlin-jax-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import array_api_strict
 import jax
