@@ -10,7 +10,7 @@ from orthlin.torch._orthogonal import Orthogonal, options_in
 __all__ = ["MSGD", "PAPER", "LowRankMSGD", "LowRankMuon", "Muon"]
 
 PAPER: dict[str, Any] = {"warm_start": False, "tail": 0.0, "tol": None}
-"""Options that make `LowRankMuon` the algorithm of the paper, He, Deng and Lu, arXiv 2509.11983."""
+"""Options that make the directions of `LowRankMuon` those of the paper, He, Deng and Lu, arXiv 2509.11983."""
 
 
 class LowRankMuon(Orthogonal):
@@ -21,7 +21,7 @@ class LowRankMuon(Orthogonal):
         + \alpha \sqrt{\tfrac{k - r}{n}}\, T D^{-1}\Bigr)
 
     with :math:`U = \beta M + (1 - \beta) G`, Q a basis of a sketch of U, the tail :math:`T = U - Q Q^T U` and the
-    lengths D of its columns.  ``LowRankMuon(..., **PAPER)`` is the algorithm of the paper.
+    lengths D of its columns.  ``LowRankMuon(..., **PAPER)`` takes the directions of the paper.
 
     Parameters
     ----------
