@@ -45,7 +45,8 @@ def in_range(
 
 def moderate(xp: Any, x: Array) -> bool:
     """Whether host matrices are finite, in a safe range, and not zero, for which some units take subnormal numbers."""
-    return be.largest_exponent(be.max_exponent(xp, x)) <= be.KEEP and bool(xp.all(be.nonzero(xp, x)))
+    e = be.max_exponent(xp, x)  # which zero has too
+    return be.largest_exponent(e) <= be.KEEP and (bool(e.all()) or bool(xp.all(be.nonzero(xp, x))))
 
 
 def times(x: Array, s: Array | None) -> Array:
