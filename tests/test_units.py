@@ -123,6 +123,20 @@ def test_the_rounding_is_a_backward_error(feigned_units, exponent):
     assert np.linalg.norm(short - full) > 0
 
 
+def test_subnormal_matrices_are_not_taken_for_zero(feigned_units, monkeypatch):
+    """As units do, here all; one matrix of a stack is enough."""
+    whole = be.reduced
+
+    def flushed(xp, x, precision):
+        short = whole(xp, x, precision)
+        return xp.where(xp.abs(short) < 2.0**-126, 0, short)
+
+    monkeypatch.setattr(be, "reduced", flushed)
+    G = np.stack([gaussian(40, 60), gaussian(40, 60) * np.float32(2.0**-135)])
+    s = np.linalg.svd(cpu.call(orthlin.lowrank_orth, G, 4, test_matrix=gaussian(60, 4), precision="medium"))[1]
+    np.testing.assert_allclose(s[:, :4], 1, atol=2.0**-6)
+
+
 def test_bad_and_empty_matrices(feigned_units):
     omega = gaussian(60, 4)
     zero = cpu.call(orthlin.lowrank_orth, np.zeros((40, 60), np.float32), 4, test_matrix=omega, precision="medium")
