@@ -141,10 +141,8 @@ def compared(path: Path) -> str:
     head = ("ours", "over", "library", "ratio", "quartiles", "ms", "ms of the other")
     versions = ", ".join(f"{name} {stored[name]}" for name in ("numpy", "python", "scipy", "torch"))
     command = f"python asv_bench/ratios.py --threads {stored['threads']} --json asv_bench/results/{path.name}"
-    made = (
-        f"{path.stem.removeprefix('ratios-').partition('_')[0]}, threads: {stored['threads']}; {versions}; `{command}`"
-    )
-    return f"{table(head, rows)}\n{made}"
+    machine = path.stem.removeprefix("ratios-").replace("_", ", ")
+    return f"{table(head, rows)}\n{machine}; threads: {stored['threads']}; {versions}; `{command}`"
 
 
 def main() -> None:
