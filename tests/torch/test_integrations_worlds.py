@@ -174,6 +174,11 @@ Trainer(model, arguments, train_dataset=Data(), optimizers=(optimizer, constant)
 check(model, alone(5))
 """,
 }
+# Without it a thread of Gloo may still hold tensors as Python ends, for which it wants the GIL: the process aborts.
+END = """
+if dist.is_initialized():
+    dist.destroy_process_group()
+"""
 NEEDED = {"Accelerate": "accelerate", "Lightning": "lightning", "Trainer": "transformers"}
 
 
@@ -182,7 +187,7 @@ def test_it_trains_as_one_process_and_resumes(tmp_path, tool):
     if needed := NEEDED.get(tool.partition(",")[0]):
         pytest.importorskip(needed, reason=f"{needed} is not installed")
     script = tmp_path / "script.py"
-    script.write_text(COMMON + TOOLS[tool])
+    script.write_text(COMMON + TOOLS[tool] + END)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
