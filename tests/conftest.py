@@ -11,6 +11,8 @@ from typing import Any
 # One thread a process: the tests run in several, whose threads would wait for each other's cores.
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
+# Where a test wants more, those that wait leave the core to others.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # XLA compiles for longer than its programs run here.  Set to 0 it gives what users get; processes that a test starts
 # inherit it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
