@@ -80,6 +80,18 @@ def test_links_between_pages_lead_somewhere():
             assert path.exists() or (made and list(example.parent.glob(f"{example.name}.*"))), (page, target)
 
 
+def test_a_dead_link_of_the_built_site_is_found(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b c.html").write_text('<h1 id="there"></h1><a href="../a.html#top">é</a>', encoding="utf-8")
+    (tmp_path / "a.html").write_text(
+        '<a name="top"></a><a href="#top"></a><a href="sub/b%20c.html?q=1#there"></a><a href="https://elsewhere"></a>'
+        '<a href="sub"></a><a href="#gone"></a><a href="sub/b%20c.html#gone"></a><img src="gone.png">',
+        encoding="utf-8",
+    )
+    dead = ["#gone", "gone.png", "sub/b%20c.html#gone"]
+    assert extension("dead_links").dead(tmp_path) == [("a.html", link) for link in dead]
+
+
 def test_every_page_is_in_a_table_of_contents():
     listed = {"index", "README"}
     for page in PAGES[1:]:
