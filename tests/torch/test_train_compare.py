@@ -21,7 +21,7 @@ def run(name: str, lr: float, seed: int, loss: float | None, status: str = "fini
     fixed: dict[str, Any] = dict.fromkeys(Config.__dataclass_fields__, 0)
     config = Config(**{**fixed, "optimizer": name, "lr": lr, "seed": seed})
     measured = {"validation": loss, "tokens_per_s": 1000.0, "optimizer_share": 0.25, "step": 7, "reason": "no | luck"}
-    return config, {"status": status, **measured}
+    return config, {"status": status, "curve": [(0, 4.0), (7, loss)], **measured}
 
 
 def test_table() -> None:
@@ -40,6 +40,7 @@ def test_table() -> None:
         ("adamw", 0.003, False),
     ]
     assert (rows[1]["validation"], rows[1]["min"], rows[1]["max"], rows[1]["runs"]) == (2.0, 1.5, 2.5, 2)
+    assert [row["curves"] for row in rows[1:]] == [[[(0, 4.0), (7, 1.5)], [(0, 4.0), (7, 2.5)]], []]
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown(rows).splitlines()]
     assert lines[0][:3] == ["optimizer", "lr", "validation loss"]
     assert lines[2:] == [

@@ -41,6 +41,7 @@ def _row(optimizer: str, lr: float, results: Sequence[tuple[int, Mapping[str, An
         "tokens_per_s": statistics.fmean(r["tokens_per_s"] for r in finished) if finished else None,
         "optimizer_share": statistics.fmean(r["optimizer_share"] for r in finished) if finished else None,
         "failed": sum(result["status"] == "failed" for _, result in results),
+        "curves": [result["curve"] for result in finished],
         "lost": [f"seed {seed}: {_reason(result)}" for seed, result in results if result["status"] != "finished"],
     }
 
