@@ -23,8 +23,8 @@ NAMES = {
 }
 
 # %%
-# The small ones are the tables that ``python -m orthlin.torch.train --compare`` writes, every method at the best
-# of the learning rates tried on seed 0 (:doc:`/training` has them all)::
+# The small ones are the tables that ``python -m orthlin.torch.train --compare`` writes, every method at the learning
+# rate that :doc:`/training` found for it::
 #
 #     python -m orthlin.torch.train tinyshakespeare.txt --compare adamw:lr=6e-3 muon:lr=1e-2 \
 #         lowrank_muon:rank=64,lr=4e-3 lowrank_muon:rank=32,lr=6e-3 --seeds 0 1 --jobs 2 --threads 1 \
